@@ -1,0 +1,1 @@
+"""lutra: low-bit language models on ordinary CPUs."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is: architectures (one file per ``model_type``), loaders, tokenizers."""

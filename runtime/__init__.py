@@ -1,0 +1,1 @@
+"""The executor: ops, graph, plan, sessions, sampling."""
