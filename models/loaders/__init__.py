@@ -1,1 +1,36 @@
-"""Readers of checkpoints, one module per container."""
+"""Readers of checkpoints: ``open_checkpoint(path)`` recognises what lies there.
+
+One module per container (a module with ``claims(path)`` and ``read(path)``) and one per way of
+storing weights inside a Hugging Face directory (a module with ``decode(source)``). Both kinds are
+found by their functions: a new file here is a new loader.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
+from lutra.models.loaders.tensor import BF16, dtype_name, to_float32
+from lutra.runtime.errors import ModelNotFoundError, UnsupportedModelError
+
+__all__ = ["BF16", "Checkpoint", "Entry", "dtype_name", "open_checkpoint", "to_float32"]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a Hugging Face directory, a directory that lutra wrote, or a llama2.c model.
+
+    Only headers and configuration are read. Raises ModelNotFoundError where nothing lies at
+    ``path``, UnsupportedModelError for a kind of checkpoint that lutra does not know how to run
+    (named in the message), CorruptModelError for damaged or incomplete files.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelNotFoundError(f"there is no model at {path}")
+    for container in modules_with("claims"):
+        if container.claims(path):
+            return container.read(path)
+    raise UnsupportedModelError(
+        f"{path} is neither a Hugging Face model directory nor a llama2.c model",
+        "Give the directory that holds config.json and model.safetensors, or a llama2.c .bin file.",
+    )

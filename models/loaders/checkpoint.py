@@ -1,0 +1,114 @@
+"""What every loader hands back: a configuration and lazily read tensors under logical names."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from lutra.runtime.formats import Coded
+
+__all__ = ["Checkpoint", "Entry", "modules_with"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One logical tensor: what its headers say, and how to get its values.
+
+    dtype: a name of ``tensor.DTYPES``, or "T" for a ternary matrix that ``read`` gives as Coded.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray | Coded]
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Checkpoint:
+    """A checkpoint opened for reading. Nothing of a tensor is touched before ``tensor(name)``.
+
+    path: the directory or file it was opened from.
+    kind: how its weights are stored: "dense", "bitnet", "1bitllm", "llama2c", "lutra", ...
+    config: the model's configuration under Hugging Face's names. ``model_type``, ``rope_theta``,
+        ``rope_scaling`` (a dict with ``rope_type``, or None), ``torch_dtype`` and
+        ``tie_word_embeddings`` are always there, whichever layout the file had; so are
+        ``num_key_value_heads`` and ``head_dim`` where the model has heads. ``rope_interleaved`` is
+        true where RoPE turns neighbours (2j, 2j+1) instead of the halves (j, j+D/2).
+        A "lutra" checkpoint's configuration is left exactly as it is on disk.
+    metadata: the strings a weight file carries about itself (safetensors ``__metadata__``).
+    tokenizer_file: the tokenizer, where only the loader can tell which file that is; else None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        config: dict[str, Any],
+        entries: Mapping[str, Entry],
+        files: tuple[Closable, ...],
+        metadata: Mapping[str, str] | None = None,
+        tokenizer_file: Path | None = None,
+    ):
+        self.path = path
+        self.kind = kind
+        self.config = config
+        self.metadata = dict(metadata or {})
+        self.tokenizer_file = tokenizer_file
+        self._entries = entries
+        self._files = files
+
+    def names(self) -> list[str]:
+        """The tensors' logical names, such as "model.layers.0.self_attn.q_proj.weight"."""
+        return list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's logical shape, from headers alone. Raises KeyError for an unknown name."""
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """ "F32", "F16", "BF16", "U8", ... or "T": ternary, given as Coded. Headers alone."""
+        return self._entries[name].dtype
+
+    def tensor(self, name: str) -> np.ndarray | Coded:
+        """The tensor's values: Coded for "T", else a read-only array of ``shape(name)``.
+
+        An array looks straight into the file (BF16 as ``tensor.BF16``); a Coded is computed anew
+        at every call and nothing of it is kept. Raises KeyError for an unknown name,
+        CorruptModelError for values that contradict the format, ModelClosedError after close().
+        """
+        return self._entries[name].read()
+
+    def close(self) -> None:
+        """Let go of the files. Arrays already given stay valid. Closing twice is fine."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.kind} {self.path} with {len(self._entries)} tensors>"
+
+
+def modules_with(verb: str) -> Iterator[ModuleType]:
+    """The loaders that have a function of this name, so that a new file here is a new loader."""
+    package = importlib.import_module(__package__)  # type: ignore[arg-type]
+    for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(found.name)
+        if hasattr(module, verb):
+            yield module

@@ -1,0 +1,207 @@
+"""Hugging Face model directories: config.json, and weights in one or many safetensors files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
+from lutra.models.loaders.refusals import refuse_weight_files
+from lutra.models.loaders.safetensors import SafetensorsFile
+from lutra.runtime.errors import CorruptModelError, ModelNotFoundError
+
+__all__ = ["Source", "claims", "read"]
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
+
+
+@dataclass
+class Source:
+    """A directory as it is on disk, for the ``decode`` functions to recognise and rewrite."""
+
+    path: Path
+    config: dict[str, Any]
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    kind: str = "dense"
+
+
+def claims(path: Path) -> bool:
+    """Whether ``path`` is a directory with any of the files that make a Hugging Face model."""
+    return path.is_dir() and any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX))
+
+
+def read(path: Path) -> Checkpoint:
+    """Open the directory. Raises as ``open_checkpoint`` does."""
+    config = _read_json(path / CONFIG)
+    files = _open_weights(path)
+    source = Source(path, config, _merge(path, files), _metadata(files))
+    if "lutra" in config:
+        source.kind = "lutra"
+    else:
+        _decode(source)
+        source.config = normalized(source.config, source.entries)
+    closable = tuple(files.values())
+    return Checkpoint(path, source.kind, source.config, source.entries, closable, source.metadata)
+
+
+def _decode(source: Source) -> None:
+    """Let the one module that recognises this way of storing weights rewrite the source.
+
+    Their tests exclude each other (quant_method is one word), so their order does not matter.
+    """
+    for kind in modules_with("decode"):
+        if kind.decode(source):
+            return
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"{path.parent} has no {path.name}", _hint(path.parent)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptModelError(f"{path} is not sound JSON: {error}", _hint(path.parent)) from error
+    if not isinstance(value, dict):
+        raise CorruptModelError(f"{path} is not a JSON object")
+    return value
+
+
+def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
+    """The directory's weight files by name; transformers, too, prefers the single file."""
+    names = [WEIGHTS]
+    if not (path / WEIGHTS).exists() and (path / INDEX).exists():
+        names = sorted(set(_weight_map(path).values()))
+    missing = [name for name in names if not (path / name).exists()]
+    if missing == [WEIGHTS]:
+        refuse_weight_files(path)
+        raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
+    if missing:
+        raise CorruptModelError(
+            f"{path} lacks {len(missing)} of its {len(names)} weight files: {missing[0]}",
+            _hint(path),
+        )
+    return {name: _open_file(path, name) for name in names}
+
+
+def _open_file(path: Path, name: str) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path / name)
+    except CorruptModelError as error:
+        if unfinished := _unfinished(path):
+            error.hint = _resume(unfinished)
+        raise
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> shard's file name. A shard may not lie outside the directory."""
+    table = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CorruptModelError(f"{path / INDEX} has no weight_map")
+    for shard in table.values():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or _has_folder(shard):
+            raise CorruptModelError(f"{path / INDEX} names {shard!r:.80} as a weight file")
+    return table
+
+
+def _has_folder(name: str) -> bool:
+    return any(mark in name for mark in "/\\:\0")
+
+
+def _merge(path: Path, files: dict[str, SafetensorsFile]) -> dict[str, Entry]:
+    """All tensors by name; with an index, each from the shard that the index gives it."""
+    if WEIGHTS in files:
+        return files[WEIGHTS].entries
+    entries = {}
+    for name, shard in _weight_map(path).items():
+        if name not in files[shard].entries:
+            raise CorruptModelError(f"{path / shard} lacks {name!r:.80}, which the index promises")
+        entries[name] = files[shard].entries[name]
+    return entries
+
+
+def _metadata(files: dict[str, SafetensorsFile]) -> dict[str, str]:
+    return {key: value for file in files.values() for key, value in file.metadata.items()}
+
+
+def _hint(path: Path) -> str:
+    unfinished = _unfinished(path)
+    return _resume(unfinished) if unfinished else "Download the model again."
+
+
+def _resume(unfinished: Path) -> str:
+    return f"A download did not finish ({unfinished.name}): start it again to complete it."
+
+
+def _unfinished(path: Path) -> Path | None:
+    """A file that a downloader left: here, or in either place of the Hugging Face cache."""
+    places = [path, path / ".cache" / "huggingface" / "download"]
+    if path.parent.name == "snapshots":
+        places.append(path.parent.parent / "blobs")
+    for place in places:
+        for pattern in UNFINISHED:
+            if found := next(place.glob(pattern), None):
+                return found
+    return None
+
+
+def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, Any]:
+    """``config`` in one layout, whichever transformers wrote it, with §0's defaults filled in.
+
+    transformers 5 keeps all of RoPE in ``rope_parameters`` and says ``dtype``; transformers 4 has
+    ``rope_theta`` and ``rope_scaling`` at the top level and says ``torch_dtype``.
+    """
+    config = dict(config)
+    if not isinstance(config.get("model_type"), str):
+        raise CorruptModelError("config.json does not say its model_type")
+    _fold_rope(config)
+    dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    tied = config.get("tie_word_embeddings")
+    config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries
+    if "num_attention_heads" in config:
+        _fill_heads(config)
+    return config
+
+
+def _fold_rope(config: dict[str, Any]) -> None:
+    parameters = config.pop("rope_parameters", None) or {}
+    if "full_attention" in parameters:  # one set per kind of layer, as in Gemma 3
+        local = parameters.get("sliding_attention") or {}
+        config.setdefault("rope_local_base_freq", local.get("rope_theta"))
+        parameters = parameters["full_attention"]
+    scaling = dict(config.get("rope_scaling") or parameters)
+    theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
+    if "partial_rotary_factor" in scaling:
+        config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+    kind = scaling.pop("type", None)  # what transformers called it before 4.43
+    scaling.setdefault("rope_type", kind or "default")
+    config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    config["rope_theta"] = _positive("rope_theta", theta)
+
+
+def _positive(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CorruptModelError(f"config.json says {key} is {value!r:.80}, which is no number")
+    if not 0 < value < math.inf:
+        raise CorruptModelError(f"config.json says {key} is {value!r:.80}")
+    return float(value)
+
+
+def _fill_heads(config: dict[str, Any]) -> None:
+    heads = _count(config, "num_attention_heads")
+    if config.get("num_key_value_heads") is None:
+        config["num_key_value_heads"] = heads
+    if config.get("head_dim") is None:
+        config["head_dim"] = _count(config, "hidden_size") // heads
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise CorruptModelError(f"config.json says {key} is {value!r:.80}")
+    return value
