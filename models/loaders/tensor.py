@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import BF16, to_float32
 
 __all__ = ["BF16", "DTYPES", "to_float32", "dtype_name"]
 
@@ -24,23 +24,6 @@ DTYPES = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
 }
-
-
-class BF16(np.ndarray):
-    """bfloat16 numbers as their uint16 bit patterns: make one with ``bits.view(BF16)``.
-
-    numpy has no bfloat16, so a value is the upper half of a float32. The class marks the bits
-    through slicing and reshaping; arithmetic on it is integer arithmetic: use ``to_float32``.
-    """
-
-
-def to_float32(x: np.ndarray | Coded) -> np.ndarray:
-    """The values of ``x`` as a float32 array of its shape; a float32 array comes back as is."""
-    if isinstance(x, Coded):
-        return x.codes * x.scale[:, None]
-    if isinstance(x, BF16):
-        return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
-    return np.asarray(x, dtype=np.float32)
 
 
 def dtype_name(x: np.ndarray) -> str:

@@ -1,0 +1,32 @@
+"""f16: IEEE half float weights, row by row. Float activations.
+
+data  float16  [rows, cols]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.runtime.formats import Matrix, to_float32
+
+INT8 = False
+
+
+def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The parts of a [rows, cols] matrix."""
+    return {"data": (np.float16, (rows, cols))}
+
+
+def accepts(matrix: Matrix) -> bool:
+    """Whether the matrix is IEEE half float already."""
+    return isinstance(matrix, np.ndarray) and matrix.dtype == np.float16
+
+
+def pack(matrix: Matrix) -> dict[str, np.ndarray]:
+    """The parts of any matrix, rounded to IEEE half float."""
+    return {"data": to_float32(matrix).astype(np.float16, copy=False)}
+
+
+def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> np.ndarray:
+    """The matrix as float32."""
+    return to_float32(parts["data"])

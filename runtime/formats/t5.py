@@ -1,0 +1,74 @@
+"""t5: ternary weights at 1.6 bits, five to a byte, with one float32 scale per output row.
+
+A byte is u = 128 + round(256 m / 243), where m = sum of t[d] * 3^(4 - d) over its five trits t[0..4]: the trits as
+the digits of a balanced ternary fraction. Multiplying the fraction by 3, wrapping to a byte, shifts the next digit
+out, so kernels decode with additions, or not at all (native/kernels/t5.h).
+
+Rows come in blocks of 16, columns in groups of 20. A group of a block is 64 bytes, [16 rows][4 bytes]; byte b of a
+row holds columns b, 4 + b, 8 + b, 12 + b, 16 + b of the group, so that each trit d of the four bytes meets four
+neighbouring activations. Rows and columns beyond the matrix's are 0.
+
+    data   uint8    [blocks, groups * 64]
+    scale  float32  [blocks * 16]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.runtime.formats import Coded
+
+ROWS, BYTES, DIGITS = 16, 4, 5
+GROUP = BYTES * DIGITS
+INT8 = True
+
+_POWERS = 3 ** np.arange(DIGITS - 1, -1, -1)
+
+
+def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The parts of a [rows, cols] matrix."""
+    blocks, groups = -(-rows // ROWS), -(-cols // GROUP)
+    return {"data": (np.uint8, (blocks, groups * ROWS * BYTES)), "scale": (np.float32, (blocks * ROWS,))}
+
+
+def accepts(matrix: object) -> bool:
+    """Whether the matrix is ternary."""
+    return isinstance(matrix, Coded) and bool(np.all(np.abs(matrix.codes) <= 1))
+
+
+def pack(matrix: Coded) -> dict[str, np.ndarray]:
+    """The parts of a ternary matrix; ValueError for any other."""
+    if not accepts(matrix):
+        raise ValueError("t5 stores ternary matrices only")
+    rows, cols = matrix.shape
+    shapes = layout(rows, cols)
+    blocks, width = shapes["data"][1]
+    data = np.empty((blocks, width), np.uint8)
+    for block in range(blocks):  # one at a time: a matrix can be large
+        data[block] = _pack_block(matrix.codes[block * ROWS : (block + 1) * ROWS], width)
+    scale = np.zeros(blocks * ROWS, np.float32)
+    scale[:rows] = matrix.scale
+    return {"data": data, "scale": scale}
+
+
+def _pack_block(codes: np.ndarray, width: int) -> np.ndarray:
+    groups = width // (ROWS * BYTES)
+    padded = np.zeros((ROWS, groups * GROUP), np.int32)
+    padded[: codes.shape[0], : codes.shape[1]] = codes
+    trits = padded.reshape(ROWS, groups, DIGITS, BYTES)
+    m = np.einsum("rgdb,d->grb", trits, _POWERS)
+    return (128 + np.floor_divide(2 * 256 * m + 243, 2 * 243)).astype(np.uint8).reshape(-1)
+
+
+def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
+    """The matrix again. Every byte means something: none is invalid."""
+    data = parts["data"]
+    blocks = data.shape[0]
+    fraction = data.reshape(blocks, -1, ROWS, BYTES).astype(np.int32) - 128
+    trits = np.empty((*fraction.shape[:2], ROWS, DIGITS, BYTES), np.int8)
+    for d in range(DIGITS):
+        digit = (fraction > 42).astype(np.int8) - (fraction < -42)
+        trits[:, :, :, d] = digit
+        fraction = 3 * fraction - 256 * digit.astype(np.int32)
+    codes = trits.transpose(0, 2, 1, 3, 4).reshape(blocks * ROWS, -1)
+    return Coded(np.ascontiguousarray(codes[:rows, :cols]), parts["scale"][:rows])
