@@ -1,0 +1,77 @@
+/* lutra's native library, whole. Python reads this very file, so it holds declarations only.
+ *
+ * The library runs plans. A plan is a list of ops over memory that the caller owns; an op is bound, by
+ * name, to the best kernel this CPU can run. The library never prints, never aborts, reads no file and no
+ * environment variable, and keeps no memory of the caller's after lt_plan_free / lt_engine_free.
+ */
+#pragma once
+#include <stdint.h>
+
+#pragma GCC visibility push(default)
+
+typedef struct lt_engine lt_engine; /* a pool of threads and the CPU features they may use */
+typedef struct lt_plan lt_plan;     /* an immutable list of ops, each bound to a kernel */
+
+/* Where an argument lives. The base address of every space but LT_ABSOLUTE comes with each step, so one plan
+ * serves many sessions. */
+enum { LT_ABSOLUTE = 0, LT_SCRATCH = 1, LT_IDS = 2, LT_LOGITS = 3, LT_KV = 4, LT_SPACES = 5 };
+
+/* All that changes between two runs of a plan. */
+typedef struct lt_step {
+    void *space[5];        /* base addresses, indexed by the spaces above; space[0] is NULL */
+    int32_t n_tokens;      /* rows fed by this step, >= 1 */
+    int32_t n_outputs;     /* the last n_outputs of them reach the logits, 0..n_tokens */
+    int32_t pos;           /* position of the first row: how many tokens the KV cache holds */
+    int32_t n_ctx;         /* positions the KV cache has room for, >= pos + n_tokens */
+    const int32_t *cancel; /* NULL, or a flag: the run stops between stages once it is not 0 */
+    int64_t *stage_ns;     /* NULL, or lt_plan_stages() counters to which each stage's time is added */
+} lt_step;
+
+typedef struct lt_arg {
+    int64_t offset; /* bytes from the space's base; the address itself when the space is LT_ABSOLUTE */
+    int32_t space;
+    int32_t cols;   /* elements in a row */
+    int64_t stride; /* bytes from one row to the next */
+} lt_arg;
+
+enum { LT_MAX_ARGS = 8, LT_MAX_DIMS = 6, LT_MAX_FLOATS = 2 };
+
+typedef struct lt_op {
+    const char *name; /* "linear_t5"; copied by lt_plan_new */
+    lt_arg arg[8];    /* outputs first, then inputs, in the order of the op's Python signature */
+    int32_t dim[6];   /* integer attributes, in that order */
+    float f[2];       /* float attributes, in that order */
+    int32_t outputs;  /* 1: the op works on n_outputs rows, 0: on n_tokens rows */
+    int32_t joined;   /* 1: runs row by row in the same stage as the op before it, with no barrier between */
+} lt_op;
+
+/* Results of the calls below; 0 is success. */
+enum { LT_OK = 0, LT_CANCELLED = 1, LT_NO_MEMORY = 2, LT_NO_KERNEL = 3, LT_NO_THREAD = 4, LT_BAD_ARGUMENT = 5 };
+
+/* CPU features, as bits. */
+uint32_t lt_cpu_features(void);
+const char *lt_cpu_feature_name(int32_t bit); /* "avx2"; NULL past the last */
+
+/* Threads >= 1, the caller's included. Kernels that need a feature outside `features` are not used. */
+int32_t lt_engine_new(int32_t threads, uint32_t features, lt_engine **engine);
+void lt_engine_free(lt_engine *engine); /* no plan of it may be running */
+
+/* On LT_NO_KERNEL, *failed is the index of the op that no kernel can run. */
+int32_t lt_plan_new(lt_engine *engine, const lt_op *ops, int32_t n_ops, lt_plan **plan, int32_t *failed);
+void lt_plan_free(lt_plan *plan);
+int32_t lt_plan_stages(const lt_plan *plan);
+int32_t lt_plan_stage_of(const lt_plan *plan, int32_t op);
+const char *lt_plan_kernel(const lt_plan *plan, int32_t op); /* the name of the kernel bound to that op */
+
+/* Runs every stage of the plan once. Calls from several threads take turns. */
+int32_t lt_plan_run(lt_plan *plan, const lt_step *step);
+
+/* The kernels in the library, whether or not this CPU can run them. */
+int32_t lt_kernel_count(void);
+const char *lt_kernel_name(int32_t index);
+uint32_t lt_kernel_needs(int32_t index);
+
+/* The k largest of n floats, largest first, ties by lower index; k <= n. `index` has room for k. */
+int32_t lt_top_k(const float *x, int32_t n, int32_t k, int32_t *index);
+
+#pragma GCC visibility pop

@@ -1,0 +1,4 @@
+#include "kv_f16.h"
+#include "attention.h"
+
+LT_KERNEL(attention_f16, units, run);

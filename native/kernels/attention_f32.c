@@ -1,0 +1,4 @@
+#include "kv_f32.h"
+#include "attention.h"
+
+LT_KERNEL(attention_f32, units, run);

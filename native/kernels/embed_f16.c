@@ -1,0 +1,3 @@
+#include "f16.h"
+
+LT_KERNEL(embed_f16, lt_rows, embed_run);

@@ -1,0 +1,3 @@
+#include "q8.h"
+
+LT_KERNEL(linear_q8, linear_units, linear_run);
