@@ -1,0 +1,583 @@
+"""Text to token ids and back, for ``tokenizer.json`` and SentencePiece checkpoints.
+
+The checkpoint's own file is used verbatim. Decoding is ours: every token stands for fixed bytes, so
+text streams out of a running UTF-8 decoder at constant cost and a stream always equals the whole.
+Where bytes are not valid UTF-8, U+FFFD replaces each maximal invalid run, as Python does;
+``tokenizers`` gives up on a whole run of byte-fallback tokens instead, which cannot be streamed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from lutra.models import chat
+from lutra.runtime.errors import (
+    CorruptModelError,
+    LutraError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+
+__all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
+
+# Tokens that end a turn whatever the configuration forgets to say (BitNet's GGUF lists only one).
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+class Backend(Protocol):
+    """What the two tokenizer libraries must give: ids for text, and bytes for ids."""
+
+    vocab_size: int  # one more than the largest id
+    special_ids: frozenset[int]
+    added: Mapping[str, int]  # tokens matched verbatim in text, special or not
+    strip: int  # leading spaces of a whole text that decoding drops
+
+    def encode(self, text: str, parse_special: bool, start: bool) -> list[int]: ...
+    def token_id(self, token: str) -> int | None: ...
+    def token_bytes(self, id: int) -> bytes: ...
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer; safe to share between threads.
+
+    ``bos_id`` is None if the tokenizer names no beginning of sequence. ``eos_ids`` holds every id
+    that ends an answer, gathered from all the files that name one. ``special_ids`` are the tokens
+    that decode() leaves out.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        named: Mapping[str, str],
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        adds_bos: bool,
+        templates: Mapping[str, str],
+    ):
+        self._backend = backend
+        self._named = named
+        self._adds_bos = adds_bos
+        self._templates = templates
+        self.vocab_size = backend.vocab_size
+        self.special_ids = backend.special_ids
+        self.bos_id = bos_id
+        self.eos_ids = eos_ids
+
+    def encode(
+        self, text: str, add_bos: bool | None = None, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_bos``: True puts ``bos_id`` first where there is one, None does as the checkpoint
+        asks, False never does; a text that already begins with it gets no second one.
+        ``parse_special``: let ``<|eot_id|>`` and its like in the text become control tokens, as a
+        rendered chat template needs; otherwise they are plain characters.
+        """
+        ids = self._backend.encode(_without_surrogates(text), parse_special, start=True)
+        wanted = self._adds_bos if add_bos is None else add_bos
+        if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ``ids``; ids outside the vocabulary (padding rows of an embedding) are empty."""
+        stream = self.stream(skip_special)
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """A decoder that takes one id at a time."""
+        return TextStream(self, skip_special)
+
+    def token_bytes(self, id: int) -> bytes:
+        """UTF-8 bytes, possibly part of a character, that ``id`` adds in the middle of a text."""
+        return self._token_bytes(id)
+
+    @cached_property
+    def _token_bytes(self) -> Callable[[int], bytes]:
+        return lru_cache(maxsize=self.vocab_size)(self._backend.token_bytes)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default Jinja chat template, or None."""
+        return self._templates.get("default")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Render ``messages`` as the checkpoint's template asks, character by character.
+
+        ``chat_template`` is a template to use instead, or the name of one of several that the
+        checkpoint ships; ``kwargs`` reach the template. LutraError if there is no template, or
+        with the template's message if it refuses. Encode the result with ``parse_special=True``,
+        or go straight to encode_chat().
+        """
+        template = self._pick_template(chat_template, tools)
+        return chat.render(
+            template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            **{**self._named, **kwargs},
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Token ids of a rendered chat in which only the template can write control tokens.
+
+        Control-token text inside messages, tools or ``kwargs`` is encoded as plain characters
+        (transformers' ``sanitize_control_tokens``). Arguments as for apply_chat_template().
+        """
+        template = self._pick_template(chat_template, tools)
+        control = [
+            token
+            for token, id in self._backend.added.items()
+            if id in self.special_ids or (token in template and not token.isspace())
+        ]
+        messages, tools, kwargs = chat.mark([messages, tools, kwargs], control)
+        text = self.apply_chat_template(
+            messages, add_generation_prompt, tools, chat_template=template, **kwargs
+        )
+        ids: list[int] = []
+        for piece, from_user in chat.split_marked(_without_surrogates(text)):
+            ids += self._encode_piece(piece, from_user, start=not ids)
+        return ids
+
+    def _encode_piece(self, text: str, from_user: bool, start: bool) -> list[int]:
+        ids = self._backend.encode(text, not from_user, start)
+        if from_user and self._backend.added.get(text) in ids:
+            # An added token that is not flagged special always matches, so part it in two.
+            ids = self._backend.encode(text[:1], False, start)
+            ids += self._backend.encode(text[1:], False, start=False)
+        return ids
+
+    def _pick_template(self, choice: str | None, tools: Any) -> str:
+        if choice is not None:
+            return self._templates.get(choice, choice)
+        if tools is not None and "tool_use" in self._templates:
+            return self._templates["tool_use"]
+        if self.chat_template is not None:
+            return self.chat_template
+        names = ", ".join(sorted(self._templates))
+        raise LutraError(
+            f"this model's chat templates have no default, only {names}"
+            if names
+            else "this model has no chat template",
+            hint="pass one, or use the model for plain completion",
+        )
+
+
+class TextStream:
+    """Turns ids into text one at a time: only whole characters come out, nothing is decoded twice.
+
+    The concatenation of all push() results and flush() equals ``decode()`` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self._bytes = tokenizer._token_bytes
+        self._skip = tokenizer.special_ids if skip_special else frozenset()
+        self._strip = tokenizer._backend.strip
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """The characters that ``id`` completes, perhaps none."""
+        return "" if id in self._skip else self._text(self._bytes(id), final=False)
+
+    def flush(self) -> str:
+        """U+FFFD for bytes still waiting to become a character, if any. The stream is then over."""
+        return self._text(b"", final=True)
+
+    def _text(self, data: bytes, final: bool) -> str:
+        text = self._decoder.decode(data, final)
+        while self._strip and text:
+            if text[0] != " ":
+                self._strip = 0
+            else:
+                text, self._strip = text[1:], self._strip - 1
+        return text
+
+
+def load_tokenizer(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint folder, or a SentencePiece ``.model`` file by itself.
+
+    ``config`` stands in for the folder's ``config.json``. Raises ModelNotFoundError if there is no
+    tokenizer here, CorruptModelError if a file is damaged, UnsupportedModelError for a kind of
+    tokenizer that lutra does not read.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else None
+    files = _Files(folder, config)
+    backend = _load_backend(path, files)
+    named = files.named_tokens()
+    bos_id = _bos_id(backend, files, named)
+    return Tokenizer(
+        backend,
+        named=named,
+        bos_id=bos_id,
+        eos_ids=_eos_ids(backend, files, named, bos_id),
+        adds_bos=_adds_bos(backend, files, bos_id),
+        templates=files.templates(),
+    )
+
+
+class _Files:
+    """The small JSON files beside a tokenizer; any of them may be missing."""
+
+    def __init__(self, folder: Path | None, config: Mapping[str, Any] | None):
+        self.folder = folder
+        self.config = config if config is not None else self._read("config.json")
+        self.generation = self._read("generation_config.json")
+        self.tokenizer = self._read("tokenizer_config.json")
+        self.special = self._read("special_tokens_map.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        if self.folder is None or not (self.folder / name).is_file():
+            return {}
+        value = _parse_json(self.folder / name)
+        if not isinstance(value, dict):
+            raise CorruptModelError(f"{self.folder / name} is not a JSON object")
+        return value
+
+    def named_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token and the like, as text."""
+        tokens = {}
+        for name in _NAMED:
+            value = self.tokenizer.get(name, self.special.get(name))
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                tokens[name] = value
+        return tokens
+
+    def added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
+        """(id, AddedToken fields) of tokens kept outside the vocabulary file, by id."""
+        try:
+            tokens = {id: {"content": text} for text, id in self._read("added_tokens.json").items()}
+            for id, fields in self.tokenizer.get("added_tokens_decoder", {}).items():
+                tokens[int(id)] = {key: fields[key] for key in _ADDED_FIELDS if key in fields}
+            return sorted((id, fields) for id, fields in tokens.items() if fields["content"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CorruptModelError(f"damaged list of added tokens in {self.folder}") from error
+
+    def templates(self) -> dict[str, str]:
+        """Chat templates by name; a .jinja file goes before tokenizer_config.json."""
+        found = self.tokenizer.get("chat_template") or {}
+        if isinstance(found, str):
+            found = {"default": found}
+        elif isinstance(found, list):
+            found = {t["name"]: t["template"] for t in found if {"name", "template"} <= set(t)}
+        if self.folder is None:
+            return found
+        if (file := self.folder / "chat_template.jinja").is_file():
+            found = {"default": _read_text(file)}
+        for file in self.folder.glob("additional_chat_templates/*.jinja"):
+            found[file.stem] = _read_text(file)
+        return found
+
+
+_ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _load_backend(path: Path, files: _Files) -> Backend:
+    if files.folder is None:
+        if not path.is_file():
+            raise ModelNotFoundError(f"no tokenizer at {path}")
+        return _SentencePiece(path, files)
+    if (file := path / "tokenizer.json").is_file():
+        return _HuggingFace(file, files)
+    if (file := path / "tokenizer.model").is_file():
+        return _SentencePiece(file, files)
+    raise ModelNotFoundError(
+        f"no tokenizer in {path}", hint="it should hold tokenizer.json or tokenizer.model"
+    )
+
+
+def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | None:
+    if "bos_token" in named:
+        return backend.token_id(named["bos_token"])
+    if "bos_token" in files.tokenizer:
+        return None  # Qwen says null: its config's bos_token_id is a document separator
+    if isinstance(backend, _SentencePiece):
+        return backend.bos_id
+    return next(iter(_ids(files.config.get("bos_token_id"))), None)
+
+
+def _eos_ids(
+    backend: Backend, files: _Files, named: Mapping[str, str], bos_id: int | None
+) -> frozenset[int]:
+    ids = _ids(files.generation.get("eos_token_id")) | _ids(files.config.get("eos_token_id"))
+    text_config = files.config.get("text_config")
+    if isinstance(text_config, dict):
+        ids |= _ids(text_config.get("eos_token_id"))
+    if isinstance(backend, _SentencePiece):
+        ids |= _ids(backend.eos_id)
+        if files.folder is None and bos_id is not None:
+            ids.add(bos_id)  # llama2.c separates its stories with BOS, and stops at one
+    ids |= _ids(backend.token_id(named.get("eos_token", "")))
+    for token in _END_OF_TURN:
+        ids |= _ids(backend.token_id(token))
+    return frozenset(ids)
+
+
+def _ids(value: Any) -> set[int]:
+    """A configuration's ``x_token_id``: None, an int or a list of them; -1 means none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {id for id in values if isinstance(id, int) and id >= 0}
+
+
+def _adds_bos(backend: Backend, files: _Files, bos_id: int | None) -> bool:
+    """As transformers 5: tokenizer.json decides by itself, SentencePiece asks the configuration."""
+    if isinstance(backend, _HuggingFace):
+        return bos_id is not None and backend.prefix() == bos_id
+    return bool(files.tokenizer.get("add_bos_token", True))
+
+
+class _HuggingFace:
+    """``tokenizer.json``, read by the tokenizers library."""
+
+    def __init__(self, path: Path, files: _Files):
+        import tokenizers
+
+        self._tokenizer = _guard(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        for _, fields in files.added_tokens():
+            if self._tokenizer.token_to_id(fields["content"]) is None:
+                self._tokenizer.add_tokens([tokenizers.AddedToken(**fields)])
+        self._lock = threading.Lock()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.added = {token.content: id for id, token in added.items()}
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        base = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        self.vocab_size = max([base, *(id + 1 for id in added)])
+        self._steps, self.strip = _read_decoder(self._tokenizer.decoder)
+
+    def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
+        if not start and self.strip:
+            # A tokenizer that drops a leading space also adds one; in mid-text there is none.
+            line = self.encode("\n", False, start=True)
+            ids = self.encode("\n" + text, parse_special, start=True)
+            if ids[: len(line)] == line:
+                return ids[len(line) :]
+        with self._lock:  # the switch is the tokenizer's own state
+            self._tokenizer.encode_special_tokens = not parse_special
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prefix(self) -> int | None:
+        """The id that the post-processor puts before a text, if it puts one."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return full[0] if full[:1] != bare[:1] else None
+
+    def token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def token_bytes(self, id: int) -> bytes:
+        token = self._tokenizer.id_to_token(id) if 0 <= id < self.vocab_size else None
+        for step in self._steps if token is not None else ():
+            result = step(token)
+            if isinstance(result, bytes):
+                return result
+            token = result
+        return (token or "").encode()
+
+
+class _SentencePiece:
+    """SentencePiece ``.model``, read by the sentencepiece library."""
+
+    # Protobuf merges repeated messages, so these bytes at a model's end overrule one field of its
+    # normalizer_spec (field 3): add_dummy_prefix (field 3) = false. The library has no setter.
+    _NO_PREFIX = b"\x1a\x02\x18\x00"
+
+    def __init__(self, path: Path, files: _Files):
+        self._proto = path.read_bytes()
+        self._model = self._load(path, self._proto)
+        self._legacy = bool(files.tokenizer.get("legacy", True))
+        self._read_added(files)
+        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
+        self.eos_id = self._model.eos_id()
+        self.strip = int(self._drops_space())
+
+    def _read_added(self, files: _Files) -> None:
+        size = self._model.vocab_size()
+        hidden = [i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)]
+        self.added = {self._model.id_to_piece(i): i for i in hidden}
+        listed = [(id, f["content"], f.get("special", True)) for id, f in files.added_tokens()]
+        self._beyond = {id: text for id, text, _ in listed if id >= size}
+        # Gemma's turn marks are pieces of the model, which the library would match in any text.
+        inside = {text: id for id, text, special in listed if special and self._is_piece(id, text)}
+        self.special_ids = frozenset(hidden) | {
+            id for id, text, special in listed if special and (id >= size or text in inside)
+        }
+        self.added |= {text: id for id, text in self._beyond.items()} | inside
+        self.vocab_size = max([size, *(id + 1 for id in self._beyond)])
+        self._control, self._inside = _any_of(self.added), _any_of(inside)
+
+    def _is_piece(self, id: int, text: str) -> bool:
+        return id < self._model.vocab_size() and self._model.id_to_piece(id) == text
+
+    @staticmethod
+    def _load(path: Path, proto: bytes) -> Any:
+        import sentencepiece
+
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", proto):
+            raise UnsupportedModelError(
+                f"{path} is a tiktoken vocabulary, not SentencePiece",
+                hint="use the checkpoint's tokenizer.json",
+            )
+        model = _guard(path, lambda: sentencepiece.SentencePieceProcessor(model_proto=proto))
+        if not proto or not model.vocab_size():
+            raise CorruptModelError(f"{path} holds no vocabulary")
+        return model
+
+    @cached_property
+    def _unprefixed(self) -> Any:
+        return self._load(Path("tokenizer.model"), self._proto + self._NO_PREFIX)
+
+    def _drops_space(self) -> bool:
+        """Whether the model puts a space before a text, which decoding takes away again."""
+        return self._model.encode("a") != self._unprefixed.encode("a")
+
+    def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
+        ids: list[int] = []
+        parts = (self._control if parse_special else self._inside).split(text)
+        for index, part in enumerate(parts):
+            if index % 2 == 0:
+                # "legacy" models were trained with a space after every control token too.
+                spaced = start if index == 0 else self._legacy and parse_special
+                ids += self._pieces(part, spaced)
+            elif parse_special:
+                ids.append(self.added[part])
+            else:  # in two, so that the library cannot see the piece it is
+                ids += self._pieces(part[:1], start and not ids) + self._pieces(part[1:], False)
+        return ids
+
+    def _pieces(self, text: str, spaced: bool) -> list[int]:
+        return (self._model if spaced else self._unprefixed).encode(text)
+
+    def token_id(self, token: str) -> int | None:
+        if token in self.added:
+            return self.added[token]
+        id = self._model.piece_to_id(token)
+        return id if self._model.id_to_piece(id) == token else None
+
+    def token_bytes(self, id: int) -> bytes:
+        if id in self._beyond:
+            return self._beyond[id].encode()
+        if not 0 <= id < self._model.vocab_size():
+            return b""
+        piece = self._model.id_to_piece(id)
+        if self._model.is_byte(id):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that splits a text at ``tokens`` and keeps them; the longest goes first."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+Step = Callable[[str], "str | bytes"]
+
+
+def _read_decoder(decoder: Any) -> tuple[list[Step], int]:
+    """A tokenizers decoder as steps on one token, and the leading spaces it drops from a text.
+
+    A step returns text for the next one, or bytes when there is no more to do.
+    """
+    spec = json.loads(decoder.__getstate__()) if decoder is not None else None
+    steps: list[Step] = []
+    strip = 0
+    for part in spec["decoders"] if spec and spec.get("type") == "Sequence" else [spec or {}]:
+        kind = part.get("type")
+        if kind == "ByteLevel":
+            steps.append(_from_byte_level)
+        elif kind == "ByteFallback":
+            steps.append(_from_byte_token)
+        elif kind == "Replace" and "String" in part["pattern"]:
+            steps.append(_replacer(part["pattern"]["String"], part["content"]))
+        elif kind == "Metaspace":
+            steps.append(_replacer(part["replacement"], " "))
+            strip += part.get("prepend_scheme", "always") != "never"
+        elif kind == "Strip" and part["content"] == " " and not part["stop"]:
+            strip += part["start"]
+        elif kind != "Fuse":
+            raise UnsupportedModelError(f"tokenizer.json has a decoder lutra does not know: {kind}")
+    return steps, strip
+
+
+def _replacer(old: str, new: str) -> Step:
+    return lambda token: token.replace(old, new)
+
+
+def _from_byte_token(token: str) -> str | bytes:
+    match = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(match[1]) if match else token
+
+
+def _from_byte_level(token: str) -> bytes:
+    table = _byte_level_table()
+    try:
+        return bytes([table[char] for char in token])
+    except KeyError:  # an added token, written as itself
+        return token.encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_level_table() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: Latin-1's own, then U+0100 up for the rest."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(0x100 + index): byte for index, byte in enumerate(others)},
+    }
+
+
+def _without_surrogates(text: str) -> str:
+    """Text that UTF-8 can carry: JSON may smuggle in lone surrogates."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptModelError(f"{path} is not UTF-8 text") from error
+
+
+def _parse_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CorruptModelError(f"{path} is not valid JSON: {error}") from error
+
+
+def _guard(path: Path, load: Callable[[], Any]) -> Any:
+    """Run a library's loader; whatever it makes of a damaged file becomes CorruptModelError."""
+    try:
+        return load()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise CorruptModelError(f"{path} is damaged: {error}") from error
