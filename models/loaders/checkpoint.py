@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Coded
 
-__all__ = ["Checkpoint", "Entry", "modules_with"]
+__all__ = ["Checkpoint", "Entry", "Source", "modules_with"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,25 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray | Coded]
+
+
+@dataclass
+class Source:
+    """A directory as it is on disk, for the ``decode`` functions to recognise and rewrite."""
+
+    path: Path
+    config: dict[str, Any]
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    kind: str = "dense"
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """``quantization_config``, or {} without one. Raises CorruptModelError for a non-table."""
+        value = self.config.get("quantization_config") or {}
+        if not isinstance(value, dict):
+            raise CorruptModelError(f"{self.path}: quantization_config is not a JSON object")
+        return value
 
 
 class Closable(Protocol):

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
-from lutra.models.loaders.refusals import refuse_weight_files
+from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
+from lutra.models.loaders.refusals import refuse_encoding, refuse_weight_files
 from lutra.models.loaders.safetensors import SafetensorsFile
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError
 
-__all__ = ["Source", "claims", "read"]
+__all__ = ["claims", "read"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
-
-
-@dataclass
-class Source:
-    """A directory as it is on disk, for the ``decode`` functions to recognise and rewrite."""
-
-    path: Path
-    config: dict[str, Any]
-    entries: dict[str, Entry]
-    metadata: dict[str, str]
-    kind: str = "dense"
 
 
 def claims(path: Path) -> bool:
@@ -57,6 +45,7 @@ def _decode(source: Source) -> None:
     for kind in modules_with("decode"):
         if kind.decode(source):
             return
+    refuse_encoding(source)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -160,6 +149,7 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
         raise CorruptModelError("config.json does not say its model_type")
     _fold_rope(config)
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
+    config.setdefault("rms_norm_eps", 1e-6)
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
     config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries

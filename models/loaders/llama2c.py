@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry
-from lutra.models.loaders.mapped import MappedFile
+from lutra.models.loaders.mapped import MappedFile, first_bytes
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["claims", "read"]
@@ -120,7 +120,7 @@ def claims(path: Path) -> bool:
     """Whether ``path`` is a .bin file, or a directory of another kind than HF with such a model."""
     if path.is_dir():
         return not (path / "config.json").exists() and bool(_models(path))
-    return path.suffix == ".bin" and not _is_zip(path)
+    return path.suffix == ".bin" and not first_bytes(path, 2) == b"PK"  # a zip is PyTorch's
 
 
 def read(path: Path) -> Checkpoint:
@@ -139,19 +139,10 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, "llama2c", header.config(), entries, (file,), tokenizer_file=tokenizer)
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
 def _models(folder: Path) -> list[Path]:
     """The .bin files that start like a model; tokenizers are .bin files too."""
-    found = []
-    for path in sorted(folder.glob("*.bin")):
-        with path.open("rb") as file:
-            if Header.parse(file.read(V1_START)):
-                found.append(path)
-    return found
+    files = sorted(folder.glob("*.bin"))
+    return [path for path in files if Header.parse(first_bytes(path, V1_START))]
 
 
 def _only_model(folder: Path) -> Path:

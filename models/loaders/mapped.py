@@ -10,7 +10,7 @@ import numpy as np
 
 from lutra.runtime.errors import CorruptModelError, LutraError, ModelClosedError
 
-__all__ = ["MappedFile"]
+__all__ = ["MappedFile", "first_bytes"]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -76,3 +76,12 @@ class MappedFile:
         if self._map is None:
             raise ModelClosedError(f"{self.path} was closed")
         return self._map
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Up to ``count`` bytes from the start of a file. Raises LutraError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise LutraError(f"{path} cannot be read: {error}") from error

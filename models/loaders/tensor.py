@@ -6,7 +6,7 @@ import numpy as np
 
 from lutra.runtime.formats import BF16, to_float32
 
-__all__ = ["BF16", "DTYPES", "to_float32", "dtype_name"]
+__all__ = ["BF16", "DTYPES", "dtype_name", "to_float32"]
 
 # By the names safetensors gives them. Every file we read is little endian.
 DTYPES = {

@@ -1,0 +1,198 @@
+"""BitNet b1.58 in Hugging Face directories: ternary weights, packed, unpacked or still latent.
+
+Two classes of transformers share ``quant_method: bitnet`` and disagree on ``weight_scale``:
+BitLinear divides by it (it is 1/mean|W|), AutoBitLinear multiplies (it is mean|W|). Both become
+the multiplying ``Coded``. Source: transformers ``integrations/bitnet.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.tensor import to_float32
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import Coded
+
+__all__ = ["decode", "is_linear", "latent_entry"]
+
+CODES_PER_BYTE = 4
+BLOCK = 2**20  # elements turned to float32 at a time
+SMALLEST = np.finfo(np.float32).tiny  # below it, 1/scale would overflow
+
+
+def decode(source: Source) -> bool:
+    """Turn the converted matrices of a bitnet directory into ternary entries, "T".
+
+    Returns False for any other directory. Raises UnsupportedModelError for a variant that no
+    released checkpoint uses, CorruptModelError where scales are missing or misshapen.
+    """
+    quantization = source.quantization
+    if quantization.get("quant_method") != "bitnet":
+        return False
+    divides, online = _variant(quantization)
+    source.kind = "bitnet"
+    if source.config.get("model_type") == "bitnet":
+        _architecture_defaults(source.config)
+    skipped = _skip_test(quantization.get("modules_to_not_convert"))
+    entries = source.entries
+    for name, entry in list(entries.items()):
+        if not (entry.dtype == "U8" or (is_linear(name, entry) and not skipped(name))):
+            continue
+        if online and entry.dtype != "U8":
+            entries[name] = latent_entry(name, entry)
+        else:
+            entries[name] = _offline_entry(name, entry, _scale_reader(source, name, divides))
+    for name in [name for name in entries if name.endswith(".weight_scale")]:
+        del entries[name]
+    return True
+
+
+def _variant(quantization: dict[str, Any]) -> tuple[bool, bool]:
+    """(whether ``weight_scale`` divides, whether the weights are still latent)."""
+    linear = quantization.get("linear_class", "bitlinear")
+    mode = quantization.get("quantization_mode", "offline")
+    if linear not in ("bitlinear", "autobitlinear") or mode not in ("offline", "online"):
+        raise UnsupportedModelError(
+            f"the model's bitnet weights are of the unknown kind {linear!r:.40}, {mode!r:.40}"
+        )
+    if quantization.get("use_rms_norm"):
+        raise UnsupportedModelError(
+            "the model normalizes the input of every linear layer (bitnet's use_rms_norm), "
+            "which lutra does not do",
+            "Use a checkpoint of the same model without use_rms_norm.",
+        )
+    # BitLinear has no online mode: transformers ignores the word there.
+    return linear == "bitlinear", linear == "autobitlinear" and mode == "online"
+
+
+def _architecture_defaults(config: dict[str, Any]) -> None:
+    """What transformers' BitNetConfig means where the file is silent; Llama means otherwise."""
+    config.setdefault("rms_norm_eps", 1e-5)
+    if "rope_parameters" not in config:
+        config.setdefault("rope_theta", 500000.0)
+
+
+def is_linear(name: str, entry: Entry) -> bool:
+    """Whether this is the matrix of a linear layer that BitNet converts.
+
+    The head stays as it is, even where ``modules_to_not_convert`` forgets to list it.
+    """
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    matrix = name.endswith(".weight") and len(entry.shape) == 2
+    return matrix and module not in ("embed_tokens", "lm_head")
+
+
+def _skip_test(patterns: Any) -> Callable[[str], bool]:
+    """The test that ``modules_to_not_convert`` stands for, as transformers reads it.
+
+    A pattern is a regular expression for the start of a module's name, up to a dot, or a suffix.
+    """
+    patterns = patterns or []
+    if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+        raise CorruptModelError("modules_to_not_convert in config.json is not a list of names")
+    try:
+        starts = [re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))") for pattern in patterns]
+    except re.error as error:
+        raise CorruptModelError(
+            f"modules_to_not_convert in config.json holds a broken pattern: {error}"
+        ) from error
+
+    def skipped(name: str) -> bool:
+        module = name.removesuffix(".weight")
+        return module.endswith(tuple(patterns)) or any(start.match(module) for start in starts)
+
+    return skipped
+
+
+def _scale_reader(source: Source, name: str, divides: bool) -> Callable[[], np.float32]:
+    """A function that reads a matrix's one scale, as the number to multiply with."""
+    scale_name = f"{name}_scale"
+    entry = source.entries.get(scale_name)
+    if entry is None:
+        raise CorruptModelError(f"{source.path} has {name!r:.80} but no {scale_name!r:.80}")
+    if entry.shape not in ((), (1,)):
+        raise CorruptModelError(f"{scale_name!r:.80} is not one number: its shape is {entry.shape}")
+    read = entry.read
+
+    def scale() -> np.float32:
+        stored = to_float32(read()).reshape(())[()]
+        if not SMALLEST <= stored < np.inf:
+            raise CorruptModelError(f"{scale_name!r:.80} is {stored}, which cannot be a scale")
+        return np.float32(1) / stored if divides else stored
+
+    return scale
+
+
+def _offline_entry(name: str, entry: Entry, scale: Callable[[], np.float32]) -> Entry:
+    """A matrix whose codes are on disk: four to a byte, or each as a float -1, 0 or +1."""
+    if len(entry.shape) != 2:
+        raise CorruptModelError(f"{name!r:.80} is packed but is no matrix: {entry.shape}")
+    packed = entry.dtype == "U8"
+    rows, columns = entry.shape
+    shape = (rows * CODES_PER_BYTE if packed else rows, columns)
+    codes_of = _unpack if packed else _as_codes
+
+    def read() -> Coded:
+        codes = codes_of(name, entry.read())
+        return Coded(codes, np.full(shape[0], scale(), np.float32))
+
+    return Entry("T", shape, read)
+
+
+def _unpack(name: str, packed: np.ndarray) -> np.ndarray:
+    """uint8 [R, in] -> int8 [4R, in]: bits 2i and 2i+1 of row r are 1 + the code of row i*R + r."""
+    if (packed & (packed >> 1) & 0b01010101).any():
+        raise CorruptModelError(f"{name!r:.80} holds the code 3, which no ternary weight has")
+    codes = np.empty((CODES_PER_BYTE, *packed.shape), np.int8)
+    for i, quarter in enumerate(codes):
+        np.subtract((packed >> 2 * i) & 3, 1, out=quarter, casting="unsafe")
+    return codes.reshape(-1, packed.shape[1])
+
+
+def _as_codes(name: str, weights: np.ndarray) -> np.ndarray:
+    codes = np.empty(weights.shape, np.int8)
+    for rows, block in _float_blocks(weights):
+        if not np.isin(block, (-1, 0, 1)).all():
+            raise CorruptModelError(f"{name!r:.80} holds other values than -1, 0 and +1")
+        codes[rows] = block
+    return codes
+
+
+def latent_entry(name: str, entry: Entry) -> Entry:
+    """A float matrix to be ternarized when it is read: the weights that training moves."""
+    if entry.dtype not in ("F32", "F16", "BF16", "F64"):
+        raise CorruptModelError(f"{name!r:.80} should hold latent floats, not {entry.dtype}")
+
+    def read() -> Coded:
+        return _ternarize(name, entry.read())
+
+    return Entry("T", entry.shape, read)
+
+
+def _ternarize(name: str, latent: np.ndarray) -> Coded:
+    """rint(W/m) clamped to -1..+1 with m = max(mean|W|, 1e-5), in transformers' float32 steps.
+
+    The mean is summed in float64, where transformers sums in float32 in an order of its own.
+    """
+    total = sum(np.abs(block).sum(dtype=np.float64) for _, block in _float_blocks(latent))
+    mean = np.float32(total / max(latent.size, 1))
+    if not np.isfinite(mean):
+        raise CorruptModelError(f"{name!r:.80} holds weights that are not finite numbers")
+    inverse = np.float32(1) / max(mean, np.float32(1e-5))
+    codes = np.empty(latent.shape, np.int8)
+    for rows, block in _float_blocks(latent):
+        codes[rows] = np.clip(np.rint(block * inverse), -1, 1)
+    return Coded(codes, np.full(len(codes), np.float32(1) / inverse, np.float32))
+
+
+def _float_blocks(weights: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The matrix in float32, some rows at a time: a large one never exists twice in memory."""
+    step = max(1, BLOCK // max(weights.shape[1], 1))
+    for begin in range(0, len(weights), step):
+        rows = slice(begin, begin + step)
+        yield rows, to_float32(weights[rows])

@@ -1,0 +1,225 @@
+"""Recipes for tiny genuine checkpoints, made by the libraries that make the real ones.
+
+Each writes into ``folder`` and returns the transformers model whose logits are the reference, in
+float32 and eval mode. Importing this needs torch, transformers, safetensors and accelerate.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BitNetConfig,
+    BitNetForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+from transformers.integrations.bitnet import pack_weights
+from transformers.utils import logging
+
+# Decorated with torch.compile, BitNet's code would otherwise start a C++ compiler per function.
+torch._dynamo.config.disable = True
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+Tensors = dict[str, torch.Tensor]
+
+SHAPE = dict(
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+)
+
+
+def dense_llama(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    shard_size: str = "1GB",
+    seed: int = 0,
+    **config: Any,
+) -> PreTrainedModel:
+    """A plain Llama. Two key-value heads of four and an untied head unless ``config`` says more."""
+    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+    return reference(folder)
+
+
+def bitnet_online(
+    folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """BitNet b1.58 2B-4T's architecture with latent weights, as its ``-bf16`` release."""
+    model = _bitnet(seed, **config).to(dtype)
+    _set_quantization(model, linear_class="autobitlinear", quantization_mode="online")
+    model.save_pretrained(folder)
+    return reference(folder)
+
+
+def bitnet_packed(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """BitNet b1.58 2B-4T as released: packed, ``weight_scale`` in bfloat16, multiplying."""
+    model = _bitnet(seed, **config)
+    _set_quantization(model, linear_class="autobitlinear", quantization_mode="offline")
+    return _save_ternary(folder, model, _packed, lambda mean: mean.bfloat16())
+
+
+def bitnet_unpacked(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """The same with each code as a float of its own, which transformers does not cast."""
+    model = _bitnet(seed, **config)
+    _set_quantization(model, linear_class="autobitlinear", quantization_mode="offline")
+    return _save_ternary(folder, model, torch.Tensor.float, lambda mean: mean)
+
+
+def llama_bitlinear(folder: Path, *, seed: int = 1, **config: Any) -> PreTrainedModel:
+    """Falcon3-1.58bit and Llama3-8B-1.58: a plain Llama, packed, ``weight_scale`` dividing."""
+    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    _set_quantization(model)
+    return _save_ternary(folder, model, _packed, lambda mean: 1 / mean)
+
+
+def one_bit_llm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """1bitLLM's releases: latent weights of a BitNet that calls itself Llama and is tied."""
+    work = folder / "reference"
+    model = bitnet_online(work, seed=seed, hidden_act="silu", rope_theta=10000.0, **config)
+    names = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm"}
+    tensors = load_file(work / "model.safetensors")
+    save_file(
+        {_replaced(name, names): tensor for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    settings = json.loads((work / "config.json").read_text())
+    del settings["quantization_config"]
+    settings.update(
+        model_type="llama", architectures=["BitnetForCausalLM"], weight_bits=1, input_bits=8
+    )
+    (folder / "config.json").write_text(json.dumps(settings))
+    as_transformers_4(folder)
+    return model
+
+
+def llama2c(path: Path, *, version: int = 0, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A llama2.c .bin file of version 0 or 1; the reference has its rows in transformers' order."""
+    shape = {**SHAPE, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **config}
+    model = _randomized(LlamaForCausalLM, LlamaConfig(**shape), seed)
+    settings, state = model.config, model.state_dict()
+    tied = settings.tie_word_embeddings
+    sizes = [
+        settings.hidden_size,
+        settings.intermediate_size,
+        settings.num_hidden_layers,
+        settings.num_attention_heads,
+        settings.num_key_value_heads,
+        settings.vocab_size if tied or version else -settings.vocab_size,
+        settings.max_position_embeddings,
+    ]
+    start = struct.pack("<7i", *sizes)
+    if version:
+        start = (struct.pack("<Ii", 0x616B3432, 1) + start + bytes([tied])).ljust(256, b"\0")
+    parts = [tensor.numpy().tobytes() for tensor in _llama2c_order(settings, state, version)]
+    path.write_bytes(start + b"".join(parts))
+    return model
+
+
+def as_transformers_4(folder: Path) -> None:
+    """Rewrite config.json in the layout that transformers 4 wrote."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.46.3"
+    path.write_text(json.dumps(config))
+
+
+def reference(folder: Path) -> PreTrainedModel:
+    """What transformers makes of ``folder``, computing in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
+    """A model with random weights; norms, too, which start as ones and would hide mistakes."""
+    torch.manual_seed(seed)
+    model = architecture(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 1.5)
+    return model
+
+
+def _bitnet(seed: int, **config: Any) -> PreTrainedModel:
+    settings = {**SHAPE, "tie_word_embeddings": True, **config}
+    return _randomized(BitNetForCausalLM, BitNetConfig(**settings), seed)
+
+
+def _set_quantization(model: PreTrainedModel, **settings: str) -> None:
+    model.config.quantization_config = {"quant_method": "bitnet", **settings}
+
+
+def _save_ternary(
+    folder: Path,
+    model: PreTrainedModel,
+    store: Callable[[torch.Tensor], torch.Tensor],
+    scale: Callable[[torch.Tensor], torch.Tensor],
+) -> PreTrainedModel:
+    """Save ``model`` with its projections ternarized: codes as ``store`` and means as ``scale``."""
+    tensors: Tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("_proj.weight"):
+            mean = tensor.abs().mean().clamp(min=1e-5)
+            tensors[name] = store((tensor * (1 / mean)).round().clamp(-1, 1))
+            tensors[f"{name}_scale"] = scale(mean).reshape(1)
+        elif name != "lm_head.weight" or not model.config.tie_word_embeddings:
+            tensors[name] = tensor
+    model.config.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return reference(folder)
+
+
+def _packed(codes: torch.Tensor) -> torch.Tensor:
+    return pack_weights(codes.clone())  # it adds 1 to what it is given
+
+
+def _replaced(name: str, table: dict[str, str]) -> str:
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _llama2c_order(config: Any, state: Tensors, version: int) -> list[torch.Tensor]:
+    def layers(name: str, heads: int = 0) -> list[torch.Tensor]:
+        found = [state[f"model.layers.{i}.{name}.weight"] for i in range(config.num_hidden_layers)]
+        return [_interleaved(weight, heads) for weight in found] if heads else found
+
+    attention = [
+        *layers("self_attn.q_proj", config.num_attention_heads),
+        *layers("self_attn.k_proj", config.num_key_value_heads),
+        *layers("self_attn.v_proj"),
+        *layers("self_attn.o_proj"),
+    ]
+    ffn = [*layers("mlp.gate_proj"), *layers("mlp.down_proj"), *layers("mlp.up_proj")]
+    norms = layers("input_layernorm"), layers("post_attention_layernorm")
+    last, embedding = state["model.norm.weight"], state["model.embed_tokens.weight"]
+    head = [] if config.tie_word_embeddings else [state["lm_head.weight"]]
+    if version:
+        return [*norms[0], *norms[1], last, embedding, *attention, *ffn, *head]
+    tables = torch.zeros(config.max_position_embeddings, config.head_dim)  # cos and sin: unread
+    return [embedding, *norms[0], *attention, *norms[1], *ffn, last, tables, *head]
+
+
+def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows in the order of RoPE over neighbours, from transformers' order of two halves."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape).contiguous()
