@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lutra.runtime.errors import LutraError
 
@@ -88,7 +88,8 @@ def split_marked(text: str) -> list[tuple[str, bool]]:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """A copy made of JSON types only: no object with methods may reach a template."""
     try:
-        return json.loads(json.dumps(values))
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
     except (TypeError, ValueError, RecursionError) as error:
         raise LutraError(f"chat messages must be JSON data: {error}") from error
 
@@ -117,7 +118,7 @@ def _environment() -> Environment:
     class Generation(ext.Extension):
         """``{% generation %}...{% endgeneration %}`` marks training targets; here it is transparent."""
 
-        tags = frozenset({"generation"})
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> nodes.Node:
             line = next(parser.stream).lineno

@@ -354,6 +354,8 @@ def _adds_bos(backend: Backend, files: _Files, bos_id: int | None) -> bool:
 class _HuggingFace:
     """``tokenizer.json``, read by the tokenizers library."""
 
+    _tokenizer: Any  # as for sentencepiece, the library's types say less than ours
+
     def __init__(self, path: Path, files: _Files):
         import tokenizers
 
@@ -365,7 +367,7 @@ class _HuggingFace:
                 self._tokenizer.add_tokens([tokenizers.AddedToken(**fields)])
         self._lock = threading.Lock()
         added = self._tokenizer.get_added_tokens_decoder()
-        self.added = {token.content: id for id, token in added.items()}
+        self.added: Mapping[str, int] = {token.content: id for id, token in added.items()}
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         base = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.vocab_size = max([base, *(id + 1 for id in added)])
@@ -380,25 +382,26 @@ class _HuggingFace:
                 return ids[len(line) :]
         with self._lock:  # the switch is the tokenizer's own state
             self._tokenizer.encode_special_tokens = not parse_special
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def prefix(self) -> int | None:
         """The id that the post-processor puts before a text, if it puts one."""
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        bare: list[int] = self._tokenizer.encode("a", add_special_tokens=False).ids
+        full: list[int] = self._tokenizer.encode("a", add_special_tokens=True).ids
         return full[0] if full[:1] != bare[:1] else None
 
     def token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
+        id: int | None = self._tokenizer.token_to_id(token)
+        return id
 
     def token_bytes(self, id: int) -> bytes:
-        token = self._tokenizer.id_to_token(id) if 0 <= id < self.vocab_size else None
-        for step in self._steps if token is not None else ():
-            result = step(token)
-            if isinstance(result, bytes):
-                return result
-            token = result
-        return (token or "").encode()
+        result: str | bytes = ""
+        if 0 <= id < self.vocab_size:
+            result = self._tokenizer.id_to_token(id) or ""
+        for step in self._steps:
+            if isinstance(result, str):
+                result = step(result)
+        return result.encode() if isinstance(result, str) else result
 
 
 class _SentencePiece:
@@ -420,20 +423,24 @@ class _SentencePiece:
     def _read_added(self, files: _Files) -> None:
         size = self._model.vocab_size()
         hidden = [i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)]
-        self.added = {self._model.id_to_piece(i): i for i in hidden}
-        listed = [(id, f["content"], f.get("special", True)) for id, f in files.added_tokens()]
-        self._beyond = {id: text for id, text, _ in listed if id >= size}
+        listed = files.added_tokens()
+        self._beyond = {id: str(fields["content"]) for id, fields in listed if id >= size}
         # Gemma's turn marks are pieces of the model, which the library would match in any text.
-        inside = {text: id for id, text, special in listed if special and self._is_piece(id, text)}
-        self.special_ids = frozenset(hidden) | {
-            id for id, text, special in listed if special and (id >= size or text in inside)
+        marks = {
+            str(fields["content"]): id
+            for id, fields in listed
+            if id < size and id not in hidden and fields.get("special")
+            if self._model.id_to_piece(id) == fields["content"]
         }
-        self.added |= {text: id for id, text in self._beyond.items()} | inside
+        plain = {id for id, fields in listed if not fields.get("special", True)}
+        self.special_ids = frozenset({*hidden, *self._beyond, *marks.values()} - plain)
+        self.added: Mapping[str, int] = {
+            **{self._model.id_to_piece(id): id for id in hidden},
+            **{text: id for id, text in self._beyond.items()},
+            **marks,
+        }
         self.vocab_size = max([size, *(id + 1 for id in self._beyond)])
-        self._control, self._inside = _any_of(self.added), _any_of(inside)
-
-    def _is_piece(self, id: int, text: str) -> bool:
-        return id < self._model.vocab_size() and self._model.id_to_piece(id) == text
+        self._control, self._marks = _any_of(self.added), _any_of(marks)
 
     @staticmethod
     def _load(path: Path, proto: bytes) -> Any:
@@ -455,11 +462,11 @@ class _SentencePiece:
 
     def _drops_space(self) -> bool:
         """Whether the model puts a space before a text, which decoding takes away again."""
-        return self._model.encode("a") != self._unprefixed.encode("a")
+        return self._pieces("a", spaced=True) != self._pieces("a", spaced=False)
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
         ids: list[int] = []
-        parts = (self._control if parse_special else self._inside).split(text)
+        parts = (self._control if parse_special else self._marks).split(text)
         for index, part in enumerate(parts):
             if index % 2 == 0:
                 # "legacy" models were trained with a space after every control token too.
@@ -472,12 +479,12 @@ class _SentencePiece:
         return ids
 
     def _pieces(self, text: str, spaced: bool) -> list[int]:
-        return (self._model if spaced else self._unprefixed).encode(text)
+        return list((self._model if spaced else self._unprefixed).encode(text))
 
     def token_id(self, token: str) -> int | None:
         if token in self.added:
             return self.added[token]
-        id = self._model.piece_to_id(token)
+        id: int = self._model.piece_to_id(token)
         return id if self._model.id_to_piece(id) == token else None
 
     def token_bytes(self, id: int) -> bytes:
@@ -485,7 +492,7 @@ class _SentencePiece:
             return self._beyond[id].encode()
         if not 0 <= id < self._model.vocab_size():
             return b""
-        piece = self._model.id_to_piece(id)
+        piece: str = self._model.id_to_piece(id)
         if self._model.is_byte(id):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
