@@ -1,4 +1,4 @@
-"""Chat templates: untrusted Jinja shipped with a checkpoint, rendered exactly as transformers renders it.
+"""Chat templates: untrusted Jinja shipped with a checkpoint, rendered as transformers does.
 
 Source of the environment and of its hardening: transformers 5.23, ``utils/chat_template_utils.py``.
 Templates come from strangers, so they run in Jinja's immutable sandbox, see nothing but plain JSON
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lutra.runtime.errors import LutraError
 
@@ -35,10 +35,10 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> str:
-    """Render ``messages`` (``{"role": ..., "content": ...}``, JSON data only) with a Jinja template.
+    """Render ``messages`` (``{"role": ..., "content": ...}``) with a Jinja template.
 
-    ``variables`` become template variables (``bos_token``, ``enable_thinking``, ...).
-    Raises LutraError with the template's own words for whatever goes wrong inside it.
+    ``variables`` become template variables (``bos_token``, ``enable_thinking``, ...). All of it
+    must be JSON data. LutraError carries the template's own words for whatever goes wrong in it.
     """
     values = _plain({"messages": messages, "tools": tools, "documents": None, **variables})
     values["messages"] = [_tidy(message) for message in values["messages"]]
@@ -88,20 +88,19 @@ def split_marked(text: str) -> list[tuple[str, bool]]:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """A copy made of JSON types only: no object with methods may reach a template."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(values))
-        return plain
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
     except (TypeError, ValueError, RecursionError) as error:
         raise LutraError(f"chat messages must be JSON data: {error}") from error
 
 
-def _tidy(message: Any) -> dict[str, Any]:
+def _tidy(message: object) -> dict[str, Any]:
     """Drop None fields, which templates print as "None", and give reasoning its two usual names."""
     if not isinstance(message, dict):
         raise LutraError(f"a chat message must be a dict with a role, not {message!r}")
     message = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((message[key] for key in _REASONING if key in message), None)
-    if reasoning is not None:
-        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    reasoning = [message[key] for key in _REASONING if key in message]
+    if reasoning:
+        message = {"thinking": reasoning[0], **message, "reasoning_content": reasoning[0]}
     return message
 
 
@@ -116,14 +115,14 @@ def _environment() -> Environment:
     from jinja2 import ext, nodes, sandbox, utils
 
     class Generation(ext.Extension):
-        """``{% generation %}...{% endgeneration %}`` marks training targets; here it is transparent."""
-
-        tags: ClassVar[set[str]] = {"generation"}
+        """``{% generation %}`` marks what a trainer should learn from; here it is transparent."""
 
         def parse(self, parser: Any) -> nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
+
+    Generation.tags = {"generation"}
 
     class Namespace(utils.Namespace):
         """Refuses underscored names: ``__class__`` set on a namespace would fool isinstance."""

@@ -1,0 +1,115 @@
+"""Graphs: what a model's forward() leaves behind when it is run on symbols instead of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Graph", "Node", "StateSymbol", "Symbol", "op"]
+
+
+@dataclass(eq=False)
+class Symbol:
+    """An array of activations to come: one row per token, ``cols`` elements of ``dtype`` in a row.
+
+    ``outputs``: it has a row only for the tokens whose logits are wanted. A column range of another symbol
+    (``whole``) starts at its column ``start``.
+    """
+
+    graph: Graph
+    cols: int
+    dtype: np.dtype
+    outputs: bool = False
+    start: int = 0
+    whole: Symbol | None = None
+
+    @property
+    def shape(self) -> tuple[str, int]:
+        """Like an array's, with a name for the number of rows."""
+        return ("outputs" if self.outputs else "tokens", self.cols)
+
+    @property
+    def base(self) -> Symbol:
+        """The symbol that owns the memory."""
+        return self.whole or self
+
+    def columns(self, start: int, stop: int) -> Symbol:
+        """The view [:, start:stop]."""
+        return Symbol(self.graph, stop - start, self.dtype, self.outputs, self.start + start, self.base)
+
+
+@dataclass(eq=False)
+class StateSymbol:
+    """Stands for the session: its KV cache, and where in it the step is."""
+
+    graph: Graph
+    kv_type: str
+
+
+@dataclass(eq=False)
+class Node:
+    """One op: ``outs`` = name(*args, **attrs). ``local``: row r of its outputs needs row r of its inputs only."""
+
+    name: str
+    args: tuple[Any, ...]
+    attrs: dict[str, Any]
+    outs: tuple[Symbol, ...]
+    outputs: bool
+    local: bool
+
+
+@dataclass(eq=False)
+class Graph:
+    """Nodes in the order they were recorded, which is an order they can run in."""
+
+    nodes: list[Node] = field(default_factory=list)
+
+    def symbol(self, cols: int, dtype: Any, outputs: bool = False) -> Symbol:
+        """A new input of the graph."""
+        return Symbol(self, cols, np.dtype(dtype), outputs)
+
+    def record(self, name: str, args: Sequence[Any], attrs: dict[str, Any], out: Any, local: bool) -> Any:
+        """Add a node whose outputs have the (cols, dtype) listed in ``out``; returns them as the op would."""
+        rows = [a.outputs for a in args if isinstance(a, Symbol)]
+        if len(set(rows)) > 1:
+            raise ValueError(f"{name}: some inputs have a row per token, others a row per output")
+        outputs = rows[0] or name == "tail"
+        outs = tuple(self.symbol(cols, dtype, outputs) for cols, dtype in out)
+        self.nodes.append(Node(name, tuple(args), attrs, outs, outputs, local))
+        return outs[0] if len(outs) == 1 else outs or None
+
+
+def op(
+    out: Callable[..., Sequence[tuple[int, Any]]],
+    *,
+    suffix: Callable[..., str] | None = None,
+    local: bool = True,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a numpy function an op: called with symbols, it records a node instead of computing.
+
+    Positional parameters are the op's inputs, keyword-only ones its attributes; a kernel gets both in this
+    order (native/api.h). ``out(*args, **attrs)`` lists the (cols, dtype) of each output. ``suffix`` completes
+    the name when it depends on an input, as in "linear" + "_t5".
+    """
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = signature(function).parameters.values()
+        attributes = [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+
+        @wraps(function)
+        def call(*args: Any, **attrs: Any) -> Any:
+            graph = next((a.graph for a in args if isinstance(a, (Symbol, StateSymbol))), None)
+            if graph is None:
+                return function(*args, **attrs)
+            name = function.__name__.strip("_") + (suffix(*args) if suffix else "")
+            ordered = {name: attrs[name] for name in attributes}
+            return graph.record(name, args, ordered, out(*args, **attrs), local)
+
+        return call
+
+    return wrap

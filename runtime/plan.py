@@ -1,0 +1,100 @@
+"""Plans: a graph laid out in memory and bound to kernels, ready to be run with one native call per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lutra import native
+from lutra.runtime import passes
+from lutra.runtime.formats import Packed
+from lutra.runtime.graph import Graph, Node, StateSymbol, Symbol
+
+__all__ = ["Plan"]
+
+ALIGN = 64
+
+
+@dataclass(frozen=True)
+class _Place:
+    space: int
+    offset: int
+    stride: int  # bytes from row to row
+
+
+class Plan:
+    """A graph bound to an engine.
+
+    ids, logits: the graph's input and result, which live in each session. rows: how many tokens one step can
+    feed; output_rows: how many logits it can return. The scratch memory is shared by all sessions: the engine
+    runs one step at a time.
+    """
+
+    def __init__(
+        self, engine: native.Engine, graph: Graph, ids: Symbol, logits: Symbol, rows: int, output_rows: int
+    ):
+        self.rows, self.output_rows = rows, output_rows
+        passes.prune(graph, logits)
+        stages = passes.stages(graph)
+        self._row_count = {False: rows, True: output_rows}
+        self._places = {
+            ids: _Place(native.IDS, 0, ids.dtype.itemsize),
+            logits: _Place(native.LOGITS, 0, logits.cols * logits.dtype.itemsize),
+        }
+        scratch = self._place(stages)
+        self.scratch = np.zeros(scratch + ALIGN, np.uint8)
+        self._kept: list[Any] = []  # arrays whose addresses the plan holds
+        ops = [self._op(node, joined=i > 0) for stage in stages for i, node in enumerate(stage)]
+        self.native = native.Plan(engine, ops, self._kept)
+
+    def _place(self, stages: list[list[Node]]) -> int:
+        """Give every symbol its bytes of the scratch memory; returns how many there are.
+
+        Memory is free again one stage after its last reader: within a stage, threads are at different ops.
+        """
+        last = {arg.base: i for i, stage in enumerate(stages) for n in stage for arg in n.args if isinstance(arg, Symbol)}
+        live: list[tuple[int, int, int]] = []  # (begin, end, last stage that reads it)
+        total = 0
+        for i, stage in enumerate(stages):
+            live = [block for block in live if block[2] >= i]
+            for symbol in (out for node in stage for out in node.outs if out not in self._places):
+                stride = -(-symbol.cols * symbol.dtype.itemsize // ALIGN) * ALIGN
+                size = stride * self._row_count[symbol.outputs]
+                begin = _first_gap(sorted(live), size)
+                live.append((begin, begin + size, last.get(symbol, i)))
+                total = max(total, begin + size)
+                self._places[symbol] = _Place(native.SCRATCH, begin, stride)
+        return total
+
+    def _op(self, node: Node, joined: bool) -> native.Op:
+        args: list[native.Arg] = []
+        for arg in (*node.outs, *node.args):
+            args.extend(self._args(arg))
+        ints = [int(v) for v in node.attrs.values() if isinstance(v, (bool, int))]
+        floats = [v for v in node.attrs.values() if isinstance(v, float)]
+        return native.Op(node.name, args, ints, floats, node.outputs, joined)
+
+    def _args(self, arg: Any) -> list[native.Arg]:
+        if isinstance(arg, StateSymbol):
+            return []  # kernels reach the session through the step
+        if isinstance(arg, Symbol):
+            place = self._places[arg.base]
+            return [native.Arg(place.space, place.offset + arg.start * arg.dtype.itemsize, arg.cols, place.stride)]
+        if isinstance(arg, Packed):
+            return [a for part in arg.parts.values() for a in self._args(part)]
+        array = np.ascontiguousarray(arg)
+        self._kept.append(array)
+        stride = array.strides[0] if array.ndim > 1 else array.nbytes
+        return [native.Arg(native.ABSOLUTE, array.ctypes.data, array.shape[-1], stride)]
+
+
+def _first_gap(blocks: list[tuple[int, int, int]], size: int) -> int:
+    """The lowest offset with ``size`` free bytes among the blocks, sorted by where they begin."""
+    at = 0
+    for begin, end, _ in blocks:
+        if begin - at >= size:
+            return at
+        at = max(at, end)
+    return at
