@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lutra import native
+from lutra.runtime import memory
 from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
     LutraError,
     ModelClosedError,
-    OutOfMemoryError,
 )
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ class Session:
     def __init__(self, model: Model, n_ctx: int | None = None):
         self.model = model
         c = model.config
-        self.n_ctx = min(n_ctx or c.n_ctx, c.n_ctx)
+        dtype = np.dtype({"f32": np.float32, "f16": np.float16}[model.kv_type])
+        position = 2 * c.layers * c.kv_heads * c.head_dim * dtype.itemsize  # bytes
+        self.n_ctx = _context(n_ctx, c.n_ctx, position)
         self.tokens: list[int] = []
-        dtype = {"f32": np.float32, "f16": np.float16}[model.kv_type]
-        try:  # pages are taken when they are first written, so a long context costs nothing until it is used
-            self._kv = np.empty((c.layers, 2, c.kv_heads, self.n_ctx, c.head_dim), dtype)
-        except MemoryError:
-            raise OutOfMemoryError(f"no memory for {self.n_ctx} positions", "ask for a smaller context") from None
+        # Pages are taken when they are first written: a long context costs nothing until it is used.
+        self._kv = np.empty((c.layers, 2, c.kv_heads, self.n_ctx, c.head_dim), dtype)
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
         self._logits = np.empty((plan.output_rows, model.n_vocab), np.float32)
@@ -173,6 +172,18 @@ class Session:
         self.tokens = tokens.tolist()
 
 
+def _context(wanted: int | None, known: int, position: int) -> int:
+    """How many positions of that many bytes to make room for: those wanted, or all the model knows and memory holds."""
+    if wanted is None:
+        free = memory.available()
+        return known if free is None else max(1, min(known, int(free * CONTEXT_SHARE) // position))
+    if not 1 <= wanted <= known:
+        raise ContextLengthError(f"a context of {wanted} tokens: this model knows 1 to {known}")
+    memory.require(wanted * position, f"a context of {wanted} tokens", "ask for a smaller context")
+    return wanted
+
+
+CONTEXT_SHARE = 0.5  # of the free memory, at most, for a session that did not ask for a size
 INTERRUPTIBLE = 16  # rows: a longer step is waited for in a way that Ctrl-C can break
 
 
