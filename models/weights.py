@@ -7,7 +7,7 @@ An architecture's NAMES say which tensors make up a role. Rows of several tensor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,41 +19,98 @@ from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Packed, to_float32
 
-__all__ = ["VERSION", "Weight", "by_layer", "pack_roles", "read_packed", "table_of"]
+__all__ = [
+    "VERSION",
+    "Planned",
+    "Weight",
+    "by_layer",
+    "header_of",
+    "pack_roles",
+    "plan_roles",
+    "read_packed",
+    "tensors_of",
+]
 
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
-LOSSLESS = ("t5", "f32", "f16", "bf16", "q8")  # the first format that accepts a matrix stores it
+LOSSLESS = {"T": "t5", "F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How to pack: a format for the embedding and output matrices, or None to keep what the checkpoint has."""
+class Planned:
+    """A role's weight before it is packed: all that headers alone tell.
 
-    embed: str | None = None
+    stems: the tensors whose rows it joins. format: that of a matrix; None for a vector, which stays float32.
+    """
 
-    def of(self, role: str, matrix: formats.Matrix) -> str:
-        """The format for a role's matrix."""
-        if self.embed and role in ("embed", "head"):
-            return self.embed
-        return next(name for name in LOSSLESS if formats.codec(name).accepts(matrix))
+    role: str
+    stems: tuple[str, ...]
+    shape: tuple[int, ...]
+    format: str | None
+    biased: bool
+
+    def parts(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """The tensors that store it in a packed file: name -> (dtype, shape)."""
+        if self.format is None:
+            return {self.role: (np.float32, self.shape)}
+        parts = dict(formats.codec(self.format).layout(*self.shape))
+        if self.biased:
+            parts["bias"] = (np.float32, self.shape[:1])
+        return {f"{self.role}.{part}": what for part, what in parts.items()}
+
+    def pack(self, checkpoint: Checkpoint) -> Weight:
+        """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
+        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        if self.format is None:
+            return np.concatenate([to_float32(w) for w in weights])
+        return formats.pack(_join(weights), self.format).with_bias(_bias(checkpoint, self.stems, weights))
 
 
-def pack_roles(
-    checkpoint: Checkpoint, names: dict[str, tuple[str, ...]], layers: int, choice: Choice | None = None
-) -> Iterator[tuple[str, Weight]]:
-    """Each role's weight in the order of NAMES, packed one at a time.
+def plan_roles(
+    checkpoint: Checkpoint, names: dict[str, tuple[str, ...]], layers: int, embed: str | None = None
+) -> list[Planned]:
+    """What each role's weight will be, in the order of NAMES.
 
+    embed: a format for the embedding and output matrices; None keeps what the checkpoint has, as all others do.
     A missing head is the embedding (tied); it is not given again. Raises CorruptModelError for tensors that are
     missing or do not fit together, UnsupportedModelError for tensors that no role asks for.
     """
     roles = list(_expand(names, layers))
     _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in stems})
-    for role, stems in roles:
-        if role == "head" and (checkpoint.config.get("tie_word_embeddings") or f"{stems[0]}.weight" not in checkpoint):
-            continue
-        yield role, _role(checkpoint, role, stems, choice or Choice())
+    tied = checkpoint.config.get("tie_word_embeddings")
+    return [
+        _planned(checkpoint, role, stems, embed)
+        for role, stems in roles
+        if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
+    ]
+
+
+def pack_roles(
+    checkpoint: Checkpoint, names: dict[str, tuple[str, ...]], layers: int, embed: str | None = None
+) -> Iterator[tuple[str, Weight]]:
+    """Each role's weight, packed one at a time. Arguments and errors are those of plan_roles()."""
+    for planned in plan_roles(checkpoint, names, layers, embed):
+        yield planned.role, planned.pack(checkpoint)
+
+
+def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: str | None) -> Planned:
+    tensors = [f"{stem}.weight" for stem in stems]
+    for name in tensors:
+        _require(checkpoint, name)
+    shapes = [checkpoint.shape(name) for name in tensors]
+    if len({(len(shape), *shape[1:]) for shape in shapes}) != 1 or len(shapes[0]) not in (1, 2):
+        raise CorruptModelError(f"{role}: tensors of shapes {shapes} do not fit together")
+    shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    biased = any(f"{stem}.bias" in checkpoint for stem in stems)
+    if len(shape) == 1 and biased:
+        raise UnsupportedModelError(f"{role} has a bias, which lutra adds to matrices only")
+    if len(shape) == 1:
+        return Planned(role, stems, shape, None, biased)
+    if embed and role in ("embed", "head"):
+        return Planned(role, stems, shape, embed, biased)
+    types = {checkpoint.dtype(name) for name in tensors}
+    return Planned(role, stems, shape, LOSSLESS.get(types.pop(), "f32") if len(types) == 1 else "f32", biased)
 
 
 def _expand(names: dict[str, tuple[str, ...]], layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -73,18 +130,9 @@ def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
             )
 
 
-def _role(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], choice: Choice) -> Weight:
-    weights = [_tensor(checkpoint, f"{stem}.weight") for stem in stems]
-    if weights[0].ndim == 1 if isinstance(weights[0], np.ndarray) else False:
-        return np.concatenate([to_float32(w) for w in weights])
-    matrix = _join(role, weights)
-    return formats.pack(matrix, choice.of(role, matrix)).with_bias(_bias(checkpoint, stems, weights))
-
-
-def _tensor(checkpoint: Checkpoint, name: str) -> formats.Matrix:
+def _require(checkpoint: Checkpoint, name: str) -> None:
     if name not in checkpoint:
         raise CorruptModelError(f"{checkpoint.path} has no tensor {name!r}", "is the download complete?")
-    return checkpoint.tensor(name)
 
 
 def _bias(checkpoint: Checkpoint, stems: tuple[str, ...], weights: list[formats.Matrix]) -> np.ndarray | None:
@@ -99,10 +147,8 @@ def _bias(checkpoint: Checkpoint, stems: tuple[str, ...], weights: list[formats.
     return np.concatenate(parts).astype(np.float32)
 
 
-def _join(role: str, weights: list[formats.Matrix]) -> formats.Matrix:
+def _join(weights: list[formats.Matrix]) -> formats.Matrix:
     """Rows of all the matrices as one, in their common type."""
-    if any(len(w.shape) != 2 for w in weights) or len({w.shape[-1] for w in weights}) != 1:
-        raise CorruptModelError(f"{role}: matrices of shapes {[w.shape for w in weights]} do not fit together")
     if len(weights) == 1:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
@@ -112,9 +158,18 @@ def _join(role: str, weights: list[formats.Matrix]) -> formats.Matrix:
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
 
 
-def table_of(weights: dict[str, Weight]) -> dict[str, Any]:
+def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:
+    """A packed weight's arrays under the names that a packed file has for them: those of Planned.parts()."""
+    if isinstance(weight, np.ndarray):
+        return {role: weight}
+    parts = weight.parts if weight.bias is None else {**weight.parts, "bias": weight.bias}
+    return {f"{role}.{part}": array for part, array in parts.items()}
+
+
+def header_of(planned: Iterable[Planned]) -> str:
     """What read_packed needs to know of the matrices beside their bytes: JSON for the file's metadata."""
-    return {r: {"format": w.format, "shape": list(w.shape)} for r, w in weights.items() if isinstance(w, Packed)}
+    matrices = {p.role: {"format": p.format, "shape": list(p.shape)} for p in planned if p.format}
+    return json.dumps({"version": VERSION, "matrices": matrices})
 
 
 def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
@@ -131,7 +186,7 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
         )
     weights: dict[str, Weight] = {}
     for name in checkpoint.names():
-        role, _, part = name.rpartition(".")
+        role, _, _ = name.rpartition(".")
         if role not in shapes:
             weights[name] = to_float32(checkpoint.tensor(name))
     for role, (format, shape) in shapes.items():
@@ -141,7 +196,9 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
 
 def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[int, int]) -> Packed:
     layout = formats.codec(format).layout(*shape)
-    parts = {part: np.asarray(_tensor(checkpoint, f"{role}.{part}")) for part in layout}
+    for part in layout:
+        _require(checkpoint, f"{role}.{part}")
+    parts = {part: np.asarray(checkpoint.tensor(f"{role}.{part}")) for part in layout}
     bias = f"{role}.bias"
     packed = Packed(format, shape, parts, np.asarray(checkpoint.tensor(bias)) if bias in checkpoint else None)
     return packed.check(role)
