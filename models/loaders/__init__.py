@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
-from lutra.models.loaders.refusals import refuse_file
+from lutra.models.loaders.refusals import refuse
 from lutra.models.loaders.tensor import BF16, dtype_name, to_float32
 from lutra.runtime.errors import ModelNotFoundError, UnsupportedModelError
 
@@ -30,8 +30,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelNotFoundError(f"there is no model at {path}")
     for container in modules_with("claims"):
         if container.claims(path):
-            return container.read(path)
-    refuse_file(path)
+            checkpoint: Checkpoint = container.read(path)
+            return checkpoint
+    refuse(path)
     raise UnsupportedModelError(
         f"{path} is neither a Hugging Face model directory nor a llama2.c model",
         "Give the directory that holds config.json and model.safetensors, or a llama2.c .bin file.",

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.tensor import to_float32
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Coded, to_float32
 
 __all__ = ["decode", "is_linear", "latent_entry"]
 
@@ -117,10 +116,10 @@ def _scale_reader(source: Source, name: str, divides: bool) -> Callable[[], np.f
         raise CorruptModelError(f"{source.path} has {name!r:.80} but no {scale_name!r:.80}")
     if entry.shape not in ((), (1,)):
         raise CorruptModelError(f"{scale_name!r:.80} is not one number: its shape is {entry.shape}")
-    read = entry.read
+    stored_scale = entry
 
     def scale() -> np.float32:
-        stored = to_float32(read()).reshape(())[()]
+        stored = np.float32(to_float32(_stored(stored_scale)).item())
         if not SMALLEST <= stored < np.inf:
             raise CorruptModelError(f"{scale_name!r:.80} is {stored}, which cannot be a scale")
         return np.float32(1) / stored if divides else stored
@@ -138,7 +137,7 @@ def _offline_entry(name: str, entry: Entry, scale: Callable[[], np.float32]) -> 
     codes_of = _unpack if packed else _as_codes
 
     def read() -> Coded:
-        codes = codes_of(name, entry.read())
+        codes = codes_of(name, _stored(entry))
         return Coded(codes, np.full(shape[0], scale(), np.float32))
 
     return Entry("T", shape, read)
@@ -169,7 +168,7 @@ def latent_entry(name: str, entry: Entry) -> Entry:
         raise CorruptModelError(f"{name!r:.80} should hold latent floats, not {entry.dtype}")
 
     def read() -> Coded:
-        return _ternarize(name, entry.read())
+        return _ternarize(name, _stored(entry))
 
     return Entry("T", entry.shape, read)
 
@@ -188,6 +187,13 @@ def _ternarize(name: str, latent: np.ndarray) -> Coded:
     for rows, block in _float_blocks(latent):
         codes[rows] = np.clip(np.rint(block * inverse), -1, 1)
     return Coded(codes, np.full(len(codes), np.float32(1) / inverse, np.float32))
+
+
+def _stored(entry: Entry) -> np.ndarray:
+    """What the file holds for an entry that nothing has decoded yet."""
+    matrix = entry.read()
+    assert isinstance(matrix, np.ndarray)
+    return matrix
 
 
 def _float_blocks(weights: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
-
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Matrix
 
 __all__ = ["Checkpoint", "Entry", "Source", "modules_with"]
 
@@ -27,7 +25,7 @@ class Entry:
 
     dtype: str
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray | Coded]
+    read: Callable[[], Matrix]
 
 
 @dataclass
@@ -101,11 +99,11 @@ class Checkpoint:
         """ "F32", "F16", "BF16", "U8", ... or "T": ternary, given as Coded. Headers alone."""
         return self._entries[name].dtype
 
-    def tensor(self, name: str) -> np.ndarray | Coded:
+    def tensor(self, name: str) -> Matrix:
         """The tensor's values: Coded for "T", else a read-only array of ``shape(name)``.
 
-        An array looks straight into the file (BF16 as ``tensor.BF16``); a Coded is computed anew
-        at every call and nothing of it is kept. Raises KeyError for an unknown name,
+        An array looks straight into the file (bfloat16 as ``formats.BF16``); a Coded is made anew
+        at every call, and none of it is kept. Raises KeyError for an unknown name,
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """
         return self._entries[name].read()
@@ -127,7 +125,7 @@ class Checkpoint:
 
 def modules_with(verb: str) -> Iterator[ModuleType]:
     """The loaders that have a function of this name, so that a new file here is a new loader."""
-    package = importlib.import_module(__package__)  # type: ignore[arg-type]
+    package = importlib.import_module(__package__)
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         if hasattr(module, verb):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
-from lutra.models.loaders.refusals import refuse_encoding, refuse_weight_files
+from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError
 
 __all__ = ["claims", "read"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MAX_FLOAT = 1e30  # JSON's integers can be larger than any float
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 
 
@@ -67,7 +67,7 @@ def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
         names = sorted(set(_weight_map(path).values()))
     missing = [name for name in names if not (path / name).exists()]
     if missing == [WEIGHTS]:
-        refuse_weight_files(path)
+        refuse(path)
         raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
     if missing:
         raise CorruptModelError(
@@ -159,25 +159,33 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
 
 
 def _fold_rope(config: dict[str, Any]) -> None:
-    parameters = config.pop("rope_parameters", None) or {}
+    parameters = _table(config, "rope_parameters")
     if "full_attention" in parameters:  # one set per kind of layer, as in Gemma 3
-        local = parameters.get("sliding_attention") or {}
+        local = _table(parameters, "sliding_attention")
         config.setdefault("rope_local_base_freq", local.get("rope_theta"))
-        parameters = parameters["full_attention"]
-    scaling = dict(config.get("rope_scaling") or parameters)
+        parameters = _table(parameters, "full_attention")
+    scaling = dict(_table(config, "rope_scaling") or parameters)
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     kind = scaling.pop("type", None)  # what transformers called it before 4.43
     scaling.setdefault("rope_type", kind or "default")
+    config.pop("rope_parameters", None)
     config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
     config["rope_theta"] = _positive("rope_theta", theta)
+
+
+def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CorruptModelError(f"config.json says {key} is {value!r:.80}, which is no table")
+    return value
 
 
 def _positive(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CorruptModelError(f"config.json says {key} is {value!r:.80}, which is no number")
-    if not 0 < value < math.inf:
+    if not 0 < value < MAX_FLOAT:
         raise CorruptModelError(f"config.json says {key} is {value!r:.80}")
     return float(value)
 

@@ -47,6 +47,7 @@ ATTENTION, FFN = ("wq", "wk", "wv", "wo"), ("w1", "w2", "w3")
 @dataclass(frozen=True)
 class Header:
     version: int
+    tied: bool
     dim: int
     hidden_dim: int
     n_layers: int
@@ -54,20 +55,18 @@ class Header:
     n_kv_heads: int
     vocab_size: int
     seq_len: int
-    tied: bool
 
     @classmethod
     def parse(cls, start: bytes) -> Header | None:
         """The header in a file's first bytes, or None where they cannot be one."""
         version, at = 0, 0
+        start = start.ljust(V1_START, b"\0")  # a short file then has sizes of zero
         if start[:4] == MAGIC:
-            version, at = struct.unpack_from("<i", start.ljust(8, b"\0"), 4)[0], 8
-        if len(start) < at + 29:
-            return None
+            version, at = struct.unpack_from("<i", start, 4)[0], 8
         *numbers, shared = struct.unpack_from("<7iB", start, at)
         tied = bool(shared) if version else numbers[5] > 0
         numbers[5] = abs(numbers[5])
-        header = cls(version, *numbers, tied=tied)
+        header = cls(version, tied, *numbers)
         return header if all(0 < n < LIMIT for n in numbers) and header._divides() else None
 
     def _divides(self) -> bool:
@@ -120,7 +119,7 @@ def claims(path: Path) -> bool:
     """Whether ``path`` is a .bin file, or a directory of another kind than HF with such a model."""
     if path.is_dir():
         return not (path / "config.json").exists() and bool(_models(path))
-    return path.suffix == ".bin" and not first_bytes(path, 2) == b"PK"  # a zip is PyTorch's
+    return path.suffix == ".bin" and first_bytes(path, 2) != b"PK"  # a zip is PyTorch's
 
 
 def read(path: Path) -> Checkpoint:

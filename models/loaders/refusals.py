@@ -11,15 +11,21 @@ from lutra.models.loaders.checkpoint import Source
 from lutra.models.loaders.mapped import first_bytes
 from lutra.runtime.errors import UnsupportedModelError
 
-__all__ = ["refuse_encoding", "refuse_file", "refuse_weight_files"]
+__all__ = ["refuse", "refuse_encoding"]
 
 FOREIGN_WEIGHTS = ("*.gguf", "pytorch_model*.bin", "*.pth", "*.pt")
 
 
-def refuse_file(path: Path) -> None:
-    """Raise UnsupportedModelError when ``path`` is a file of a container known by sight."""
-    if not path.is_file():
-        return
+def refuse(path: Path) -> None:
+    """Raise UnsupportedModelError when ``path`` is, or has only, weights of a foreign container."""
+    if path.is_file():
+        _refuse_file(path)
+    for pattern in FOREIGN_WEIGHTS:
+        for file in sorted(path.glob(pattern)):
+            _refuse_file(file)
+
+
+def _refuse_file(path: Path) -> None:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UnsupportedModelError(
             f"{path} is one file of a model", f"Give its directory: {path.parent}"
@@ -35,13 +41,6 @@ def refuse_file(path: Path) -> None:
             f"{path} is a PyTorch pickle, which can run code when it is read; lutra reads none",
             "Load it with transformers and call save_pretrained: that writes safetensors.",
         )
-
-
-def refuse_weight_files(folder: Path) -> None:
-    """The same for a directory that has weights, but of foreign containers only."""
-    for pattern in FOREIGN_WEIGHTS:
-        for file in sorted(folder.glob(pattern)):
-            refuse_file(file)
 
 
 def refuse_encoding(source: Source) -> None:

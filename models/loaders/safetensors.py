@@ -248,12 +248,12 @@ def _pieces(data: Data) -> Iterable[np.ndarray | bytes]:
 
 
 def _write_piece(file: BinaryIO, piece: np.ndarray | bytes, dtype: np.dtype) -> int:
-    if isinstance(piece, np.ndarray):
-        if piece.dtype != dtype:
-            raise ValueError(f"an array of {piece.dtype} was given where {dtype} was announced")
-        # The view as bytes keeps this to one copy, and to none for a contiguous array.
-        piece = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data  # type: ignore[assignment]
-    return file.write(piece)
+    if not isinstance(piece, np.ndarray):
+        return file.write(piece)
+    if piece.dtype != dtype:
+        raise ValueError(f"an array of {piece.dtype} was given where {dtype} was announced")
+    # Through a view as bytes a contiguous array is written without a copy.
+    return file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
 
 
 def _require_space(folder: Path, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The element types checkpoints store, and the one way a bfloat16 array looks in numpy."""
+"""The element types that checkpoints store, by the names safetensors gives them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lutra.runtime.formats import BF16, to_float32
 
 __all__ = ["BF16", "DTYPES", "dtype_name", "to_float32"]
 
-# By the names safetensors gives them. Every file we read is little endian.
+# Every file we read is little endian. numpy has no bfloat16: its arrays are bits, marked BF16.
 DTYPES = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
