@@ -144,12 +144,14 @@ def generate(
     cancel: threading.Event | None = None,
     ignore_eos: bool = False,
     logprobs: bool = False,
+    continues: bool = False,
 ) -> Iterator[Chunk]:
     """Continue ``prompt_ids``: an iterator of Chunks, one per token, the last with its reason.
 
     What ``session`` has already cached of the prompt is not computed again. An empty prompt starts
     from BOS. ``max_tokens`` None goes on until the context is full. ``ignore_eos`` bans the tokens
-    that would end the text. The iterator may be closed at any point, and ``cancel`` set from any
+    that would end the text. ``continues``: the text goes on where the prompt's ends, so a space it
+    begins with stays; otherwise it is a text of its own, as an answer is. The iterator may be closed at any point, and ``cancel`` set from any
     thread: ``session.tokens`` are then exactly the tokens fed. The last token drawn is never fed.
 
     Raises at once, before anything is fed: ContextLengthError if the prompt does not fit,
@@ -164,6 +166,9 @@ def generate(
     if max_tokens is not None and max_tokens < 0:
         raise ValueError(f"max_tokens is out of range: {max_tokens}")
     run = _Run(session, tokenizer, prompt, params, StopStrings(stop), cancel, ignore_eos, logprobs)
+    if continues:
+        for id in prompt:
+            run.stream.push(id)
     return run.chunks(math.inf if max_tokens is None else max_tokens)
 
 
