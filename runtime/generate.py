@@ -151,8 +151,9 @@ def generate(
     What ``session`` has already cached of the prompt is not computed again. An empty prompt starts
     from BOS. ``max_tokens`` None goes on until the context is full. ``ignore_eos`` bans the tokens
     that would end the text. ``continues``: the text goes on where the prompt's ends, so a space it
-    begins with stays; otherwise it is a text of its own, as an answer is. The iterator may be closed at any point, and ``cancel`` set from any
-    thread: ``session.tokens`` are then exactly the tokens fed. The last token drawn is never fed.
+    begins with stays; otherwise it is a text of its own, as an answer is. The iterator may be
+    closed at any point, and ``cancel`` set from any thread: ``session.tokens`` are then exactly the
+    tokens fed. The last token drawn is never fed.
 
     Raises at once, before anything is fed: ContextLengthError if the prompt does not fit,
     LutraError if it is empty and there is no BOS, ValueError for a senseless argument.
