@@ -365,7 +365,7 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
         table, key = (header, name) if draw(st.booleans()) else (header.get(name), None)
         if isinstance(table, dict):
             key = key or draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
-            odd = st.lists(SIZES, max_size=3) | JSON | st.sampled_from([*DTYPES, "F4", "f32"])
+            odd = st.lists(SIZES, max_size=3) | JSON | st.sampled_from([*DTYPES, "F8_E4M3", "f32"])
             table[key] = draw(odd)
     return header
 
@@ -486,7 +486,14 @@ def test_defaults_where_config_is_silent(hf_folder: Path) -> None:
     }
 
 
-def test_older_spellings_of_rope(hf_folder: Path) -> None:
+def test_other_spellings_of_rope(hf_folder: Path) -> None:
+    config = config_of(
+        hf_folder,
+        rope_parameters={"rope_theta": 7.0, "rope_type": "default", "partial_rotary_factor": 0.5},
+        rope_scaling={"rope_type": "linear", "factor": 2.0},
+    )
+    assert (config["rope_theta"], config["partial_rotary_factor"]) == (7.0, 0.5)
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     config = config_of(hf_folder, rope_scaling={"type": "linear", "factor": 2.0})
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     config = config_of(
@@ -945,6 +952,7 @@ def llama2c_bytes(**changed: int) -> bytes:
         (llama2c_bytes()[:20], UnsupportedModelError, "does not start"),
         (b"", CorruptModelError, "empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", CorruptModelError, "git-lfs"),
+        (b"24ka" + bytes(4) + llama2c_bytes(), UnsupportedModelError, "does not start"),
         (
             struct.pack("<Ii7iB", 0x616B3432, 2, 8, 12, 1, 2, 1, 10, 6, 1).ljust(400, b"\0"),
             UnsupportedModelError,

@@ -122,7 +122,7 @@ def _scale_reader(source: Source, name: str, divides: bool) -> Callable[[], np.f
         stored = np.float32(to_float32(_stored(stored_scale)).item())
         if not SMALLEST <= stored < np.inf:
             raise CorruptModelError(f"{scale_name!r:.80} is {stored}, which cannot be a scale")
-        return np.float32(1) / stored if divides else stored
+        return np.float32(np.float32(1) / stored) if divides else stored
 
     return scale
 

@@ -35,7 +35,6 @@ class Source:
     path: Path
     config: dict[str, Any]
     entries: dict[str, Entry]
-    metadata: dict[str, str]
     kind: str = "dense"
 
     @property

@@ -26,15 +26,15 @@ def claims(path: Path) -> bool:
 def read(path: Path) -> Checkpoint:
     """Open the directory. Raises as ``open_checkpoint`` does."""
     config = _read_json(path / CONFIG)
-    files = _open_weights(path)
-    source = Source(path, config, _merge(path, files), _metadata(files))
+    files, entries = _open_weights(path)
+    source = Source(path, config, entries)
     if "lutra" in config:
         source.kind = "lutra"
     else:
         _decode(source)
         source.config = normalized(source.config, source.entries)
-    closable = tuple(files.values())
-    return Checkpoint(path, source.kind, source.config, source.entries, closable, source.metadata)
+    metadata = {key: value for file in files for key, value in file.metadata.items()}
+    return Checkpoint(path, source.kind, source.config, source.entries, files, metadata)
 
 
 def _decode(source: Source) -> None:
@@ -60,61 +60,56 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
-    """The directory's weight files by name; transformers, too, prefers the single file."""
-    names = [WEIGHTS]
-    if not (path / WEIGHTS).exists() and (path / INDEX).exists():
-        names = sorted(set(_weight_map(path).values()))
-    missing = [name for name in names if not (path / name).exists()]
-    if missing == [WEIGHTS]:
+def _open_weights(path: Path) -> tuple[tuple[SafetensorsFile, ...], dict[str, Entry]]:
+    """The weight files and all their tensors; like transformers, prefers a single file."""
+    if (path / WEIGHTS).exists():
+        file = _open_file(path / WEIGHTS)
+        return (file,), file.entries
+    if not (path / INDEX).exists():
         refuse(path)
         raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
+    weight_map = _weight_map(path / INDEX)
+    shards = _open_shards(path, sorted(set(weight_map.values())))
+    entries = {}
+    for name, shard in weight_map.items():
+        if name not in shards[shard].entries:
+            raise CorruptModelError(f"{path / shard} lacks {name!r:.80}, which the index promises")
+        entries[name] = shards[shard].entries[name]
+    return tuple(shards.values()), entries
+
+
+def _open_shards(path: Path, names: list[str]) -> dict[str, SafetensorsFile]:
+    missing = [name for name in names if not (path / name).exists()]
     if missing:
         raise CorruptModelError(
             f"{path} lacks {len(missing)} of its {len(names)} weight files: {missing[0]}",
             _hint(path),
         )
-    return {name: _open_file(path, name) for name in names}
+    return {name: _open_file(path / name) for name in names}
 
 
-def _open_file(path: Path, name: str) -> SafetensorsFile:
+def _open_file(path: Path) -> SafetensorsFile:
     try:
-        return SafetensorsFile(path / name)
+        return SafetensorsFile(path)
     except CorruptModelError as error:
-        if unfinished := _unfinished(path):
+        if unfinished := _unfinished(path.parent):
             error.hint = _resume(unfinished)
         raise
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> shard's file name. A shard may not lie outside the directory."""
-    table = _read_json(path / INDEX).get("weight_map")
+    table = _read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise CorruptModelError(f"{path / INDEX} has no weight_map")
+        raise CorruptModelError(f"{index} has no weight_map")
     for shard in table.values():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or _has_folder(shard):
-            raise CorruptModelError(f"{path / INDEX} names {shard!r:.80} as a weight file")
+            raise CorruptModelError(f"{index} names {shard!r:.80} as a weight file")
     return table
 
 
 def _has_folder(name: str) -> bool:
     return any(mark in name for mark in "/\\:\0")
-
-
-def _merge(path: Path, files: dict[str, SafetensorsFile]) -> dict[str, Entry]:
-    """All tensors by name; with an index, each from the shard that the index gives it."""
-    if WEIGHTS in files:
-        return files[WEIGHTS].entries
-    entries = {}
-    for name, shard in _weight_map(path).items():
-        if name not in files[shard].entries:
-            raise CorruptModelError(f"{path / shard} lacks {name!r:.80}, which the index promises")
-        entries[name] = files[shard].entries[name]
-    return entries
-
-
-def _metadata(files: dict[str, SafetensorsFile]) -> dict[str, str]:
-    return {key: value for file in files.values() for key, value in file.metadata.items()}
 
 
 def _hint(path: Path) -> str:
@@ -164,7 +159,7 @@ def _fold_rope(config: dict[str, Any]) -> None:
         local = _table(parameters, "sliding_attention")
         config.setdefault("rope_local_base_freq", local.get("rope_theta"))
         parameters = _table(parameters, "full_attention")
-    scaling = dict(_table(config, "rope_scaling") or parameters)
+    scaling = {**parameters, **_table(config, "rope_scaling")}
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
@@ -172,7 +167,7 @@ def _fold_rope(config: dict[str, Any]) -> None:
     scaling.setdefault("rope_type", kind or "default")
     config.pop("rope_parameters", None)
     config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
-    config["rope_theta"] = _positive("rope_theta", theta)
+    config["rope_theta"] = _theta(theta)
 
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -182,12 +177,11 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _positive(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CorruptModelError(f"config.json says {key} is {value!r:.80}, which is no number")
-    if not 0 < value < MAX_FLOAT:
-        raise CorruptModelError(f"config.json says {key} is {value!r:.80}")
-    return float(value)
+def _theta(value: object) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < MAX_FLOAT:  # type: ignore[operator]
+        raise CorruptModelError(f"config.json says rope_theta is {value!r:.80}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _fill_heads(config: dict[str, Any]) -> None:

@@ -62,12 +62,13 @@ class Header:
         version, at = 0, 0
         start = start.ljust(V1_START, b"\0")  # a short file then has sizes of zero
         if start[:4] == MAGIC:
-            version, at = struct.unpack_from("<i", start, 4)[0], 8
+            (version,), at = struct.unpack_from("<I", start, 4), 8
         *numbers, shared = struct.unpack_from("<7iB", start, at)
         tied = bool(shared) if version else numbers[5] > 0
         numbers[5] = abs(numbers[5])
         header = cls(version, tied, *numbers)
-        return header if all(0 < n < LIMIT for n in numbers) and header._divides() else None
+        sound = all(0 < n < LIMIT for n in numbers) and header._divides()
+        return header if sound and (version > 0) == (at > 0) else None
 
     def _divides(self) -> bool:
         pairs = self.dim % (2 * self.n_heads) == 0

@@ -23,11 +23,11 @@ def decode(source: Source) -> bool:
     if not _recognized(source):
         return False
     config = source.config
-    bits = config.get("weight_bits", 1), config.get("input_bits", 8)
-    if bits != (1, 8):
+    weight_bits, input_bits = config.get("weight_bits", 1), config.get("input_bits", 8)
+    if (weight_bits, input_bits) != (1, 8):
         raise UnsupportedModelError(
-            f"{source.path} is BitNet with {bits[0]}-bit weights and {bits[1]}-bit activations; "
-            "lutra runs 1 and 8"
+            f"{source.path} is BitNet with {weight_bits!r:.20}-bit weights and "
+            f"{input_bits!r:.20}-bit activations; lutra runs 1 and 8"
         )
     source.kind = "1bitllm"
     source.config = {**config, "model_type": "bitnet", "hidden_act": "silu"}

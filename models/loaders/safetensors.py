@@ -46,10 +46,10 @@ class SafetensorsFile:
         self.path = path
         self._file = MappedFile(path)
         header, self._data_start = self._read_header()
-        metadata = header.pop("__metadata__", {})
-        if not _is_string_dict(metadata):
+        metadata = header.pop("__metadata__", None)
+        if metadata is not None and not _is_string_dict(metadata):
             self._corrupt("its __metadata__ is not a table of strings")
-        self.metadata: dict[str, str] = metadata
+        self.metadata: dict[str, str] = metadata or {}
         self.entries: dict[str, Entry] = {}
         ranges = [self._add(name, claim) for name, claim in header.items()]
         self._check_cover(ranges)
