@@ -1,0 +1,1 @@
+"""Programs around the runtime: each is importable as lutra.tools.<name>."""
