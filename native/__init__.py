@@ -18,7 +18,8 @@ __all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "default_threads", "ke
 
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
-lib: Any = ffi.dlopen(str(Path(_api.__file__).with_name(_NAME)))
+# LUTRA_LIBRARY=<path> loads another build of the library: one with sanitizers, one for a comparison.
+lib: Any = ffi.dlopen(os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NAME)))
 
 ABSOLUTE, SCRATCH, IDS, LOGITS, KV = (
     lib.LT_ABSOLUTE,
@@ -104,7 +105,7 @@ def kernels() -> dict[str, bool]:
 def top_k(x: np.ndarray, k: int) -> np.ndarray:
     """Indices of the k largest elements of a float32 vector, largest first, ties by lower index."""
     x = np.ascontiguousarray(x, np.float32)
-    index = np.empty(k, np.int32)
+    index = np.empty(max(k, 0), np.int32)
     if lib.lt_top_k(_pointer("float *", x), len(x), k, _pointer("int32_t *", index)):
         raise ValueError(f"cannot take the {k} largest of {len(x)}")
     return index
@@ -140,6 +141,12 @@ class Plan:
         names = [ffi.new("char[]", op.name.encode()) for op in ops]
         table = ffi.new("lt_op[]", len(ops))
         for target, source, name in zip(table, ops, names, strict=True):
+            if not (
+                len(source.args) <= lib.LT_MAX_ARGS
+                and len(source.ints) <= lib.LT_MAX_DIMS
+                and len(source.floats) <= lib.LT_MAX_FLOATS
+            ):
+                raise ValueError(f"{source.name} has more arguments or attributes than lt_op has room for")
             target.name = name
             for arg, value in zip(target.arg, source.args, strict=False):
                 arg.space, arg.offset, arg.cols, arg.stride = value.space, value.offset, value.cols, value.stride
@@ -150,6 +157,8 @@ class Plan:
         status = lib.lt_plan_new(engine.handle, table, len(ops), found, failed)
         if status == lib.LT_NO_KERNEL:
             raise UnsupportedModelError(f"no kernel for {ops[failed[0]].name} on this CPU")
+        if status == lib.LT_BAD_ARGUMENT:
+            raise ValueError("a plan needs ops, the first of them joined to none")
         if status:
             raise OutOfMemoryError(f"cannot plan {len(ops)} ops")
         self.handle = ffi.gc(found[0], lib.lt_plan_free)

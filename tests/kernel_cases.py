@@ -1,0 +1,406 @@
+"""Inputs for every kernel, biased to the edges, and how far its results may lie from the numpy op's.
+
+An op's cases are made by the function registered under its name below; ``cases`` finds it. A new op needs one more;
+a new format, cache type or ISA none.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lutra.runtime import formats, ops
+from lutra.runtime.formats import Coded, Packed
+
+Rng = np.random.Generator
+f32 = np.float32
+EPS = 2.0**-24  # half a unit in the last place of a float32: the error of one rounding
+TINY = 2.0**-149  # the smallest float32: the error of one rounding near 0
+LANES = 16  # partial sums that a kernel keeps; adding them up takes log2(16) = 4 more roundings
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An argument that has a row per token."""
+
+    array: np.ndarray
+
+
+@dataclass(frozen=True)
+class Session:
+    """The argument that stands for the session: what one step sees of it.
+
+    keys, values: [positions, kv_heads, head_dim], what the cache holds of one layer when the op begins.
+    """
+
+    kv_type: str = "f32"
+    pos: int = 0
+    n_outputs: int = 1
+    keys: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+    def at_row(self, r: int) -> Session:
+        """The session when the step's row r comes alone, after those before it."""
+        pos = self.pos + r
+        keys, values = (None if x is None else x[: pos + 1] for x in (self.keys, self.values))
+        return replace(self, pos=pos, keys=keys, values=values)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op.
+
+    bound: how far each element may be from numpy's; None: equal. wide: numpy computes in float64 then.
+    """
+
+    label: str
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    bound: np.ndarray | None = None
+    wide: bool = True
+
+    @property
+    def session(self) -> Session:
+        return next((a for a in self.args if isinstance(a, Session)), Session())
+
+    @property
+    def rows(self) -> int:
+        return next((len(a.array) for a in self.args if isinstance(a, Rows)), 1)
+
+    def row(self, r: int) -> Case:
+        """The same call with one of its rows alone."""
+        args = [Rows(a.array[r : r + 1]) if isinstance(a, Rows) else a for a in self.args]
+        args = [a.at_row(r) if isinstance(a, Session) else a for a in args]
+        return replace(self, label=f"{self.label}, row {r} alone", args=tuple(args))
+
+
+REGISTRY: dict[str, Callable[[Rng], Iterator[Case]]] = {}
+
+
+def register(name: str, suffixes: Any = None) -> Callable[[Any], Any]:
+    """The decorated function makes the cases of op ``name``, or of name_suffix, given the suffix."""
+
+    def wrap(function: Any) -> Any:
+        if suffixes is None:
+            REGISTRY[name] = function
+        for suffix in suffixes or ():
+            REGISTRY[f"{name}_{suffix}"] = lambda rng, suffix=suffix: function(rng, suffix)
+        return function
+
+    return wrap
+
+
+def cases(op: str, seed: int) -> Iterator[Case]:
+    """The op's cases: the same for the same seed, whatever else is run."""
+    return REGISTRY[op](np.random.default_rng([seed, zlib.crc32(op.encode())]))
+
+
+# Data
+
+
+def mixed(rng: Rng, *shape: int, most: float = 1e12) -> np.ndarray:
+    """Floats of all magnitudes up to ``most``, with zeros of both signs and denormals among them."""
+    x = rng.standard_normal(shape) * np.exp(rng.uniform(-30, np.log(most) - 2, shape))
+    special = np.array([0.0, -0.0, TINY, -TINY, 1e-40, -1e-40, 2.0**-126, 1, -1, 0.5, most, -most])
+    return np.where(rng.random(shape) < 0.3, rng.choice(special, shape), x.clip(-most, most)).astype(f32)
+
+
+def normal(rng: Rng, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(f32)
+
+
+KINDS: dict[str, Callable[..., np.ndarray]] = {
+    "normal": normal,
+    "mixed": mixed,
+    "zeros": lambda rng, *shape: np.where(rng.random(shape) < 0.5, f32(0), f32(-0.0)),
+    "denormal": lambda rng, *shape: (rng.integers(-1000, 1000, shape) * TINY).astype(f32),
+    "huge": lambda rng, *shape: (rng.choice([-1e12, 1e12], shape) * rng.uniform(0.5, 1, shape)).astype(f32),
+}
+
+TOKENS = [*range(1, 14), 97]
+COLS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 320, 321, 2560, 6912]
+
+
+def grids(rng: Rng) -> Iterator[tuple[str, int, int]]:
+    """Kinds of data and sizes of an activation: every kind, every number of rows and of columns."""
+    kinds = list(KINDS)
+    for i, (tokens, cols) in enumerate(zip(TOKENS, rng.permutation(COLS).tolist(), strict=True)):
+        yield kinds[i % len(kinds)], tokens, cols
+    for kind in kinds:
+        yield kind, int(rng.integers(1, 6)), int(rng.integers(1, 400))
+
+
+# Row by row
+
+
+@register("add")
+def add(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        a, b = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, cols)
+        yield Case(f"{kind} {n} x {cols}", ops.add, (Rows(a), Rows(b)))
+
+
+@register("add_bias")
+def add_bias(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, bias = KINDS[kind](rng, n, cols), KINDS[kind](rng, cols)
+        yield Case(f"{kind} {n} x {cols}", ops.add_bias, (Rows(x), bias))
+
+
+@register("rms_norm")
+def rms_norm(rng: Rng) -> Iterator[Case]:
+    kinds = {**KINDS, "overflow": lambda rng, *shape: np.full(shape, 1e25, f32)}
+    for kind, n, cols in [*grids(rng), ("overflow", 2, 40)]:
+        x, weight, eps = kinds[kind](rng, n, cols), normal(rng, cols), float(rng.choice([1e-5, 1e-6]))
+        # A sum of squares loses a rounding per term of a lane, half of that in its root; then a few more. numpy's
+        # mean, which the op takes in float32, is pairwise over runs of 16.
+        bound = (cols / LANES / 2 + 24) * EPS * np.abs(reference(ops.rms_norm, x, weight, eps=eps)) + 2 * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.rms_norm, (Rows(x), weight), {"eps": eps}, bound)
+
+
+@register("silu_mul")
+def silu_mul(rng: Rng) -> Iterator[Case]:
+    edges = np.array([0, -0.0, 86.9, 87.1, 88.1, 100, -86.9, -87.1, -88.1, -100, 1e30, -1e30, 1e-45], f32)
+    edges = np.tile(edges, (3, 1))
+    for kind, n, cols in [*grids(rng), ("edges", *edges.shape)]:
+        gate = edges if kind == "edges" else KINDS[kind](rng, n, cols)
+        up = normal(rng, n, cols)
+        y, product = reference(ops.silu_mul, gate, up), np.abs(gate.astype(float) * up)
+        # e^x to 2 units, one rounding each for 1 +, / and *; e^-x ends at e^88, so y does at gate * up * e^-88.
+        bound = 8 * EPS * np.abs(y) + 6.1e-39 * product + (1 + np.abs(up)) * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.silu_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+@register("relu2_mul")
+def relu2_mul(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        gate, up = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, cols)
+        bound = 3 * EPS * np.abs(reference(ops.relu2_mul, gate, up)) + (1 + np.abs(up.astype(float))) * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.relu2_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+@register("quantize")
+def quantize(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        yield Case(f"{kind} {n} x {cols}", ops.quantize, (Rows(KINDS[kind](rng, n, cols)),))
+    halves = rng.integers(-127, 127, (9, 333)) + 0.5  # a scale of 1, and every value halfway between two codes
+    halves[:, rng.integers(333)] = 127
+    yield Case("ties", ops.quantize, (Rows(halves.astype(f32)),))
+    yield Case("largest floats", ops.quantize, (Rows(rng.choice([3.4e38, -3.4e38], (4, 50)).astype(f32)),))
+    yield Case("below 1e-5", ops.quantize, (Rows(rng.uniform(-1e-5, 1e-5, (4, 50)).astype(f32)),))
+
+
+@register("rope_angles")
+def rope_angles(rng: Rng) -> Iterator[Case]:
+    for n, pairs, pos in [(1, 1, 0), (3, 4, 1), (7, 24, 63), (13, 50, 4095), (97, 64, 131071)]:
+        frequency, ids = (10000.0 ** -(np.arange(pairs) / pairs)).astype(f32), np.zeros((n, 1), np.int32)
+        for magnitude in (1.0, 1.19):
+            bound = np.full((n, 2 * pairs), 4 * EPS * magnitude)  # two libraries' cosines, rounded, and a product
+            args, attrs = (Rows(ids), frequency, Session(pos=pos)), {"magnitude": magnitude}
+            # The angle itself is rounded to float32, by numpy too.
+            yield Case(f"{n} rows from {pos}, {pairs} pairs", ops.rope_angles, args, attrs, bound, wide=False)
+
+
+@register("rope")
+def rope(rng: Rng) -> Iterator[Case]:
+    for head_dim, pairs, heads in [(2, 1, 3), (8, 4, 1), (48, 24, 5), (100, 50, 3), (128, 64, 20), (100, 13, 2)]:
+        for interleaved in (False, True):
+            for kind in ("normal", "mixed"):
+                n = int(rng.integers(1, 14))
+                x = KINDS[kind](rng, n, heads * head_dim)
+                angle = rng.uniform(0, 7, (n, pairs))
+                angles = np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(f32)
+                attrs = {"head_dim": head_dim, "interleaved": interleaved}
+                # Two products and their sum, each rounded: |x c| + |x' s| bounds them, with one sign of s or the other.
+                turns = [np.abs(angles) * np.repeat(np.array([1, sign], f32), pairs) for sign in (1, -1)]
+                size = np.maximum(*(reference(ops.rope, np.abs(x), turn, **attrs) for turn in turns))
+                args = (Rows(x), Rows(angles))
+                yield Case(f"{kind} {n} x {heads} x {head_dim}", ops.rope, args, attrs, 3 * EPS * size + 2 * TINY)
+
+
+@register("tail")
+def tail(rng: Rng) -> Iterator[Case]:
+    for n, n_outputs, cols in [(1, 1, 1), (5, 1, 33), (5, 5, 16), (97, 13, 320), (3, 0, 7)]:
+        x = mixed(rng, n, cols)
+        yield Case(f"{n_outputs} of {n} x {cols}", ops.tail, (Rows(x), Session(n_outputs=n_outputs)))
+
+
+# Matrices
+
+
+def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
+    """A matrix in a format of float activations, with that format's extremes."""
+    codec = formats.codec(format)
+    extremes = Coded(rng.choice([-127, 127], (rows, cols)).astype(np.int8), np.exp(normal(rng, rows)))
+    if codec.accepts(extremes):
+        if kind == "normal":
+            extremes = Coded(rng.integers(-127, 128, (rows, cols), dtype=np.int8), extremes.scale)
+        return formats.pack(extremes, format)
+    return formats.pack(normal(rng, rows, cols) if kind == "normal" else mixed(rng, rows, cols, most=6e4), format)
+
+
+def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
+    """A matrix in a format of int8 activations: codes as large as the format holds."""
+    codec = formats.codec(format)
+    one = np.ones(1, f32)
+    most = next(m for m in (127, 7, 3, 1) if codec.accepts(Coded(np.array([[m, -m]], np.int8), one)))
+    codes = rng.integers(-most, most + 1, (rows, cols), dtype=np.int8)
+    if kind == "extremes":
+        codes[:] = rng.choice([-most, most], (rows, 1))
+    scale = np.exp(normal(rng, rows) * 3) * rng.choice([-1, 1], rows)
+    return formats.pack(Coded(codes, scale.astype(f32)), format)
+
+
+MATRIX_ROWS = [1, 15, 16, 17, 31, 32, 33, 48, 65]
+MATRIX_COLS = [1, 5, 19, 20, 21, 40, 100, 301, 320, 321, 640, 1000]
+
+
+def matrix_sizes(rng: Rng) -> Iterator[tuple[str, int, int, int]]:
+    """Kinds of data, tokens, rows, columns."""
+    kinds = ["normal", "extremes", "zeros"]
+    for i, tokens in enumerate([*TOKENS, *TOKENS, *TOKENS]):
+        yield kinds[i // len(TOKENS)], tokens, int(rng.choice(MATRIX_ROWS)), int(rng.choice(MATRIX_COLS))
+    yield "normal", 5, 1000, 40  # ranges of several parts
+    yield "normal", 1, 33, 6912
+    yield "normal", 6, 17, 2560
+
+
+@register("linear", formats.names())
+def linear(rng: Rng, format: str) -> Iterator[Case]:
+    yield from linear_int8(rng, format) if formats.codec(format).INT8 else linear_float(rng, format)
+
+
+def linear_int8(rng: Rng, format: str) -> Iterator[Case]:
+    longest = [("extremes", 1, 17, 65536), ("extremes", 4, 16, 65536), ("extremes", 13, 2, 65536)]
+    for kind, n, rows, cols in [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest]:
+        weight = int8_matrix(rng, format, rows, cols, kind)
+        codes = np.zeros((n, -(-cols // ops.INT8_PAD) * ops.INT8_PAD), np.int8)
+        if kind == "normal":
+            codes[:, :cols] = rng.integers(-127, 128, (n, cols))
+        elif kind == "extremes":
+            codes[:, :cols] = rng.choice([-127, 127], (n, 1))  # all of one sign: no larger sum is possible
+        scale = np.exp(normal(rng, n, 1))
+        sums = codes.sum(axis=1, keepdims=True, dtype=np.int32)
+        yield Case(f"{kind} {n} x {cols} -> {rows}", ops._linear_int8, (Rows(codes), Rows(scale), Rows(sums), weight))
+
+
+def linear_float(rng: Rng, format: str) -> Iterator[Case]:
+    for kind, n, rows, cols in matrix_sizes(rng):
+        x = KINDS[{"extremes": "mixed"}.get(kind, kind)](rng, n, cols)
+        weight = float_matrix(rng, format, rows, cols, kind)
+        # Each product is fused into one of 16 partial sums: a rounding per term of a lane, 4 for the tree, 1 to scale.
+        size = np.abs(x).astype(float) @ np.abs(formats.to_float32(weight.matrix)).astype(float).T
+        bound = (cols / LANES + 6) * (EPS * size + scales(weight) * TINY)
+        yield Case(f"{kind} {n} x {cols} -> {rows}", ops._linear, (Rows(x), weight), bound=bound)
+
+
+def scales(weight: Packed) -> np.ndarray:
+    return 1 + np.abs(weight.matrix.scale).astype(float) if isinstance(weight.matrix, Coded) else np.ones(1)
+
+
+@register("embed", formats.names())
+def embed(rng: Rng, format: str) -> Iterator[Case]:
+    for n, rows, cols in [(1, 1, 1), (3, 7, 15), (13, 50, 16), (5, 9, 17), (97, 33, 100), (4, 5, 2560)]:
+        ids = np.r_[0, rows - 1, rng.integers(0, rows, n)][-n:, None].astype(np.int32)
+        yield Case(f"{n} of {rows} x {cols}", ops.embed, (Rows(ids), float_matrix(rng, format, rows, cols, "mixed")))
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(64, 1024)
+    ids = np.arange(64, dtype=np.int32)[:, None]
+    every = {"f16": bits.view(np.float16), "bf16": bits.view(formats.BF16)}.get(format)
+    if every is not None:
+        yield Case("every 16-bit number", ops.embed, (Rows(ids), formats.pack(every, format)))
+
+
+# The cache
+
+KV_TYPES = {"f32": np.float32, "f16": np.float16}
+HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2)]  # heads, kv heads, head_dim
+
+
+@register("kv_append", KV_TYPES)
+def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
+    def case(label: str, k: np.ndarray, v: np.ndarray, kv_heads: int, pos: int) -> Case:
+        head_dim = k.shape[1] // kv_heads
+        old = [normal(rng, pos, kv_heads, head_dim).astype(KV_TYPES[kv_type]) for _ in "kv"]
+        attrs = {"layer": int(rng.integers(3)), "kv_heads": kv_heads, "head_dim": head_dim}
+        return Case(label, ops.kv_append, (Rows(k), Rows(v), Session(kv_type, pos, 1, *old)), attrs)
+
+    for _, kv_heads, head_dim in HEADS:
+        n, pos = int(rng.integers(1, 14)), int(rng.integers(0, 70))
+        x = [mixed(rng, n, kv_heads * head_dim) for _ in "kv"]
+        yield case(f"{n} x {kv_heads} x {head_dim} at {pos}", *x, kv_heads, pos)
+    # Every half float, what lies halfway to the next, and both neighbours of that.
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(f32)
+    with np.errstate(invalid="ignore"):
+        middle = ((half + np.roll(half, -1)) / 2).astype(f32)
+    near = [half, middle, np.nextafter(middle, f32(np.inf)), np.nextafter(middle, f32(-np.inf))]
+    edges = np.stack([*near, np.resize(np.array([65519.996, 65520, -65520, 3e38, -np.inf, 1e-40], f32), 1 << 16)])
+    edges = np.where(np.isnan(edges), f32(1), edges).reshape(-1, 1024)
+    yield case("every rounding", edges, edges[::-1].copy(), 8, 3)
+
+
+@register("attention", KV_TYPES)
+def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
+    places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200)]  # rows, position
+    for i, (n, pos) in enumerate([*places, *places]):
+        heads, kv_heads, head_dim = HEADS[int(rng.integers(len(HEADS)))]
+        kind = ["mild", "sharp", "equal"][i % 3]  # sharp: nearly all weight on one position; equal: ties
+        size = {"mild": 1.0, "sharp": 6.0, "equal": 0.0}[kind]
+        q = normal(rng, n, heads * head_dim) * f32(size)
+        keys, values = (normal(rng, pos + n, kv_heads, head_dim).astype(KV_TYPES[kv_type]) for _ in "kv")
+        attrs = {"layer": int(rng.integers(3)), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        attrs["scale"] = head_dim**-0.5
+        args = (Rows(q), Session(kv_type, pos, 1, keys, values))
+        bound = attention_bound(q, keys, values, heads, attrs["scale"])
+        yield Case(f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}", ops.attention, args, attrs, bound)
+
+
+def attention_bound(q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, scale: float) -> np.ndarray:
+    """A score is off by the roundings of a dot product; a weight, e^(score - most), by that twice and those of e^x;
+    then there is a sum over positions above and one below the line, rescaled once a tile."""
+    positions, kv_heads, head_dim = keys.shape
+    k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
+    size = np.einsum("qhd,phd->hqp", np.abs(q.astype(float)).reshape(len(q), heads, head_dim), k).max(axis=2) * scale
+    score = (head_dim / LANES + 10) * EPS * size
+    relative = np.expm1(2 * score) + (2 * positions + 40) * EPS
+    return (relative.T[:, :, None] * v.max(axis=0)).reshape(q.shape) + positions * TINY
+
+
+# Reading memory
+
+
+@register("stream")
+def stream(rng: Rng) -> Iterator[Case]:
+    yield Case("3 parts", ops.stream, (rng.integers(0, 256, (3, 1 << 20), dtype=np.uint8),))
+
+
+# The numpy op
+
+
+def reference(op: Callable[..., Any], *args: Any, wide: bool = True, **attrs: Any) -> Any:
+    """What the numpy op makes of the arguments, its float inputs widened so that it adds no error of its own."""
+
+    def plain(x: Any) -> Any:
+        x = x.array if isinstance(x, Rows) else x
+        return x.astype(np.float64) if wide and isinstance(x, np.ndarray) and x.dtype == f32 else x
+
+    with np.errstate(all="ignore"):
+        return op(*map(plain, args), **attrs)
+
+
+def numpy_outputs(case: Case) -> list[np.ndarray]:
+    """The outputs of the case by the numpy op; for one that writes the cache, the keys and values it then holds."""
+    s, state = case.session, ops.State(case.session.kv_type)
+    state.pos, state.n_outputs = s.pos, s.n_outputs
+    layer = case.attrs.get("layer", 0)
+    if s.keys is not None:
+        state.kv[layer] = (s.keys, s.values)
+    args = [state if isinstance(a, Session) else a for a in case.args]
+    result = reference(case.op, *args, wide=case.wide and case.bound is not None, **case.attrs)
+    if result is None:
+        return list(state.kv[layer])
+    return list(result) if isinstance(result, tuple) else [result]
