@@ -28,6 +28,12 @@ TINY = {
 }
 
 
+def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every role's weight."""
+    sub_norms = {"layers.{}.attn_sub_norm": (c.heads * c.head_dim,), "layers.{}.mlp_sub_norm": (c.intermediate,)}
+    return blocks.shapes(c) | sub_norms
+
+
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=1.0)

@@ -11,7 +11,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "attend", "gated"]
+__all__ = ["LLAMA_NAMES", "Config", "attend", "gated", "shapes"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -77,6 +77,23 @@ class Config:
             rope_interleaved=bool(config.get("rope_interleaved", False)),
             tied=bool(config.get("tie_word_embeddings", False)),
         )
+
+
+def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every role's weight in a Llama-like model."""
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    head = {} if c.tied else {"head": (c.vocab, c.hidden)}
+    return {
+        "embed": (c.vocab, c.hidden),
+        "layers.{}.attn_norm": (c.hidden,),
+        "layers.{}.qkv": (q + 2 * kv, c.hidden),
+        "layers.{}.o": (c.hidden, q),
+        "layers.{}.mlp_norm": (c.hidden,),
+        "layers.{}.gate_up": (2 * c.intermediate, c.hidden),
+        "layers.{}.down": (c.hidden, c.intermediate),
+        "norm": (c.hidden,),
+        **head,
+    }
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:

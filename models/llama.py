@@ -9,6 +9,7 @@ from lutra.runtime import ops
 
 Config = blocks.Config
 NAMES = blocks.LLAMA_NAMES
+shapes = blocks.shapes
 TINY = {
     "model_type": "llama",
     "num_hidden_layers": 2,

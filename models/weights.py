@@ -204,13 +204,20 @@ def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[in
     return packed.check(role)
 
 
-def by_layer(weights: dict[str, Weight], arch: ModuleType, layers: int) -> SimpleNamespace:
-    """Weights as forward() names them: w.embed, w.layers[0].qkv. A missing head is the embedding."""
-    space = SimpleNamespace(layers=[SimpleNamespace() for _ in range(layers)])
-    weights = {"head": weights.get("embed"), **weights}  # type: ignore[dict-item]
-    for role, _ in _expand(arch.NAMES, layers):
-        if weights.get(role) is None:
-            raise CorruptModelError(f"the model has no {role!r}")
-        *path, name = role.split(".")
-        setattr(space.layers[int(path[1])] if path else space, name, weights[role])
+def by_layer(weights: dict[str, Weight], arch: ModuleType, config: Any) -> SimpleNamespace:
+    """Weights as forward() names them: w.embed, w.layers[0].qkv. A missing head is the embedding (tied).
+
+    Raises CorruptModelError for a weight that is missing or has another shape than the configuration says.
+    """
+    space = SimpleNamespace(layers=[SimpleNamespace() for _ in range(config.layers)])
+    for pattern, shape in arch.shapes(config).items():
+        for layer in range(config.layers) if "{}" in pattern else (0,):
+            role = pattern.format(layer)
+            weight = weights.get(role)
+            if weight is None or tuple(weight.shape) != shape:
+                found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
+                raise CorruptModelError(f"{role} {found}; the configuration says {shape}")
+            setattr(space.layers[layer] if "{}" in pattern else space, pattern.rpartition(".")[2], weight)
+    if not hasattr(space, "head"):
+        space.head = space.embed
     return space

@@ -87,14 +87,15 @@ class Graph:
 def op(
     out: Callable[..., Sequence[tuple[int, Any]]],
     *,
+    name: str | None = None,
     suffix: Callable[..., str] | None = None,
     local: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a numpy function an op: called with symbols, it records a node instead of computing.
 
     Positional parameters are the op's inputs, keyword-only ones its attributes; a kernel gets both in this
-    order (native/api.h). ``out(*args, **attrs)`` lists the (cols, dtype) of each output. ``suffix`` completes
-    the name when it depends on an input, as in "linear" + "_t5".
+    order (native/api.h). ``out(*args, **attrs)`` lists the (cols, dtype) of each output. The op's name is the
+    function's unless given; ``suffix`` completes it when it depends on an input, as in "linear" + "_t5".
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,9 +107,9 @@ def op(
             graph = next((a.graph for a in args if isinstance(a, (Symbol, StateSymbol))), None)
             if graph is None:
                 return function(*args, **attrs)
-            name = function.__name__.strip("_") + (suffix(*args) if suffix else "")
-            ordered = {name: attrs[name] for name in attributes}
-            return graph.record(name, args, ordered, out(*args, **attrs), local)
+            full_name = (name or function.__name__) + (suffix(*args) if suffix else "")
+            ordered = {attribute: attrs[attribute] for attribute in attributes}
+            return graph.record(full_name, args, ordered, out(*args, **attrs), local)
 
         return call
 

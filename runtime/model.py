@@ -100,7 +100,7 @@ class Model:
     @cached_property
     def by_layer(self) -> Any:
         """The weights as forward() names them."""
-        return weights_of.by_layer(self.weights, self.arch, self.config.layers)
+        return weights_of.by_layer(self.weights, self.arch, self.config)
 
     @property
     def scratch_address(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "rope_angles",
     "silu_mul",
     "split",
+    "stream",
     "tail",
 ]
 
@@ -105,22 +106,19 @@ def linear(x: Array, weight: Packed) -> Array:
     return y if weight.bias is None else add_bias(y, weight.bias)
 
 
-@op(lambda codes, scale, sum, weight: [(weight.shape[0], f32)], suffix=_format_suffix, local=False)
+@op(lambda codes, scale, sum, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
 def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed) -> Array:
     matrix = weight.matrix
     products = codes[:, : weight.shape[1]].astype(np.float64) @ matrix.codes.T.astype(np.float64)  # exact
     return products.astype(f32) * (scale * matrix.scale)
 
 
-@op(lambda x, weight: [(weight.shape[0], f32)], suffix=_format_suffix, local=False)
+@op(lambda x, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
 def _linear(x: Array, weight: Packed) -> Array:
     matrix = weight.matrix
     if isinstance(matrix, Coded):
         return (x @ matrix.codes.T.astype(f32)) * matrix.scale
     return x @ matrix.T
-
-
-_linear_int8.__name__ = _linear.__name__ = "linear"
 
 
 @op(_like)
@@ -208,3 +206,9 @@ def attention(
 def tail(x: Array, state: Any) -> Array:
     """The last rows: those whose logits are wanted."""
     return x[len(x) - state.n_outputs :]
+
+
+@op(lambda data: [(len(data), np.int64)], local=False)
+def stream(data: np.ndarray) -> np.ndarray:
+    """The exclusive or of each part's 64-bit words. data: uint8 [parts, 1 MiB]. For measuring read bandwidth."""
+    return np.bitwise_xor.reduce(data.view(np.int64), axis=1)[None, :]
