@@ -18,7 +18,7 @@ from lutra.runtime.errors import LutraError
 
 __all__ = ["Sampler", "SamplingParams", "log_probability"]
 
-_BLOCK = 256  # tokens a block in the search for the top k
+_BLOCK = 256  # logits; see _low_kth
 
 
 @dataclass(frozen=True)
@@ -124,38 +124,44 @@ def _candidates(
     logits: np.ndarray, highest: float, params: SamplingParams
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids that pass the filters, and float64 weights proportional to their chances."""
-    tokens = _top_k(logits, params.top_k)
+    tokens, mass = _pool(logits, highest, params)
+    if params.top_k > 0 or params.top_p < 1:
+        best_first = np.argsort(-logits[tokens], kind="stable")
+        tokens = tokens[best_first[: params.top_k or None]]
     scores = logits[tokens].astype(np.float64) - highest
     if params.top_p < 1:
-        kept = _top_p(scores, params.top_p)
-        tokens, scores = tokens[kept], scores[kept]
+        running = np.exp(scores).cumsum()
+        needed = running.searchsorted(params.top_p * (mass or running[-1])) + 1
+        tokens, scores = tokens[:needed], scores[:needed]
     if params.min_p > 0:
-        kept = np.flatnonzero(scores >= math.log(params.min_p))
+        kept = scores >= math.log(params.min_p)
         tokens, scores = tokens[kept], scores[kept]
     return tokens, np.exp(scores / params.temperature)
 
 
-def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the ``k`` highest logits, highest first; all ids in order if ``k`` is 0 or too large.
+def _pool(logits: np.ndarray, highest: float, params: SamplingParams) -> tuple[np.ndarray, float]:
+    """Ids of all tokens that the filters might keep, so that few need sorting.
 
-    The k-th highest of some block maxima cannot be above the k-th highest logit, so nothing under
-    it needs sorting: two passes over the vocabulary instead of a partial sort.
+    Also the weight, relative to the highest, that top-p takes its share of; 0 if that is just the
+    weight of the tokens which top-k keeps.
     """
-    if k == 0 or k >= len(logits):
-        return np.arange(len(logits))
+    if 0 < params.top_k < len(logits):
+        return np.flatnonzero(logits >= _low_kth(logits, params.top_k)), 0.0
+    floor = highest + math.log(params.min_p) if params.min_p > 0 else -math.inf
+    mass = 0.0
+    if params.top_p < 1:
+        mass = float(np.exp(logits - highest).sum(dtype=np.float64))
+        # All tokens below this one's weight together weigh less than what top-p leaves out.
+        floor = max(floor, highest + math.log((1 - params.top_p) * mass / len(logits)))
+    return np.flatnonzero(logits >= floor), mass
+
+
+def _low_kth(logits: np.ndarray, k: int) -> float:
+    """A value that at least ``k`` logits reach, and not many more.
+
+    The k-th highest of some blocks' maxima will do: one pass instead of a partial sort.
+    """
     whole = len(logits) // _BLOCK * _BLOCK
-    maxima = logits[:whole].reshape(-1, _BLOCK).max(axis=1) if k * _BLOCK <= whole else logits
-    floor = np.partition(maxima, -k)[-k]
-    tokens = np.flatnonzero(logits >= floor)
-    return tokens[np.argsort(-logits[tokens], kind="stable")[:k]]
-
-
-def _top_p(scores: np.ndarray, p: float) -> np.ndarray:
-    """Indices of the fewest highest ``scores`` (log weights) whose chances sum to ``p`` or more."""
-    chances = np.exp(scores)
-    chances /= chances.sum()
-    # Those below this cannot matter: all of them together weigh less than 1 - p.
-    likely = np.flatnonzero(chances >= (1 - p) / len(chances))
-    order = likely[np.argsort(-scores[likely], kind="stable")]
-    needed = np.searchsorted(np.cumsum(chances[order]), p) + 1
-    return order[:needed]
+    if k * _BLOCK <= whole:
+        logits = logits[:whole].reshape(-1, _BLOCK).max(axis=1)
+    return float(np.partition(logits, -k)[-k])
