@@ -22,7 +22,8 @@ ROWS, BYTES, DIGITS = 16, 4, 5
 GROUP = BYTES * DIGITS
 INT8 = True
 
-_POWERS = 3 ** np.arange(DIGITS - 1, -1, -1)
+_BYTE = (128 + np.floor_divide(2 * 256 * np.arange(-121, 122) + 243, 2 * 243)).astype(np.uint8)  # u, by m + 121
+_AT_ONCE = 8  # blocks packed together: few enough to stay in cache
 
 
 def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
@@ -44,20 +45,23 @@ def pack(matrix: Coded) -> dict[str, np.ndarray]:
     shapes = layout(rows, cols)
     blocks, width = shapes["data"][1]
     data = np.empty((blocks, width), np.uint8)
-    for block in range(blocks):  # one at a time: a matrix can be large
-        data[block] = _pack_block(matrix.codes[block * ROWS : (block + 1) * ROWS], width)
+    for begin in range(0, blocks, _AT_ONCE):  # a few at a time: a matrix can be large
+        end = min(begin + _AT_ONCE, blocks)
+        data[begin:end] = _pack_blocks(matrix.codes[begin * ROWS : end * ROWS], end - begin, width)
     scale = np.zeros(blocks * ROWS, np.float32)
     scale[:rows] = matrix.scale
     return {"data": data, "scale": scale}
 
 
-def _pack_block(codes: np.ndarray, width: int) -> np.ndarray:
+def _pack_blocks(codes: np.ndarray, blocks: int, width: int) -> np.ndarray:
     groups = width // (ROWS * BYTES)
-    padded = np.zeros((ROWS, groups * GROUP), np.int32)
-    padded[: codes.shape[0], : codes.shape[1]] = codes
-    trits = padded.reshape(ROWS, groups, DIGITS, BYTES)
-    m = np.einsum("rgdb,d->grb", trits, _POWERS)
-    return (128 + np.floor_divide(2 * 256 * m + 243, 2 * 243)).astype(np.uint8).reshape(-1)
+    padded = np.ones((blocks * ROWS, groups * GROUP), np.uint8)
+    np.add(codes, 1, out=padded[: codes.shape[0], : codes.shape[1]], casting="unsafe")
+    trits = padded.reshape(blocks, ROWS, groups, DIGITS, BYTES)
+    m = np.zeros((blocks, ROWS, groups, BYTES), np.uint8)  # plus 121, as every trit is plus 1
+    for d in range(DIGITS):
+        m = 3 * m + trits[:, :, :, d]
+    return _BYTE[m.transpose(0, 2, 1, 3)].reshape(blocks, width)
 
 
 def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
