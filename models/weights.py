@@ -92,6 +92,7 @@ def pack_roles(
     """Each role's weight, packed one at a time. Arguments and errors are those of plan_roles()."""
     for planned in plan_roles(checkpoint, names, layers, embed):
         yield planned.role, planned.pack(checkpoint)
+        checkpoint.release()
 
 
 def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: str | None) -> Planned:

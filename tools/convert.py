@@ -168,6 +168,7 @@ class _Packer:
         def read() -> np.ndarray:
             if name not in self.waiting:
                 self.announce(planned.role)
+                self.checkpoint.release()
                 self.waiting.update(weights.tensors_of(planned.role, planned.pack(self.checkpoint)))
             return self.waiting.pop(name)
 

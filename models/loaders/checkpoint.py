@@ -46,8 +46,9 @@ class Source:
         return value
 
 
-class Closable(Protocol):
+class Mapped(Protocol):
     def close(self) -> None: ...
+    def release(self) -> None: ...
 
 
 class Checkpoint:
@@ -71,7 +72,7 @@ class Checkpoint:
         kind: str,
         config: dict[str, Any],
         entries: Mapping[str, Entry],
-        files: tuple[Closable, ...],
+        files: tuple[Mapped, ...],
         metadata: Mapping[str, str] | None = None,
         tokenizer_file: Path | None = None,
     ):
@@ -106,6 +107,11 @@ class Checkpoint:
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """
         return self._entries[name].read()
+
+    def release(self) -> None:
+        """Give back the memory that what was read of the files takes up; it is read again when it is needed."""
+        for file in self._files:
+            file.release()
 
     def close(self) -> None:
         """Let go of the files. Arrays already given stay valid. Closing twice is fine."""

@@ -63,6 +63,11 @@ class MappedFile:
             array.flags.writeable = False
         return array
 
+    def release(self) -> None:
+        """Give the pages read so far back to the system, which reads them again when they are needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # nothing is lost: the mapping is read only
+            self._open().madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the file; later reads raise ModelClosedError."""
         mapping, self._map = self._map, None

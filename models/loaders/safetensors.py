@@ -57,6 +57,9 @@ class SafetensorsFile:
     def close(self) -> None:
         self._file.close()
 
+    def release(self) -> None:
+        self._file.release()
+
     def _read_header(self) -> tuple[dict[str, Any], int]:
         if self._file.size < 8:
             self._corrupt(f"it has only {self._file.size} bytes")
