@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -18,8 +19,7 @@ __all__ = ["Chunk", "FinishReason", "StopStrings", "generate"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
-# Prompt tokens fed at once: how long a cancel may wait, against the cost of a call.
-_PREFILL = 512
+_WATCH = 0.02  # seconds between looks at the cancel event while a prompt is fed
 
 
 class Session(Protocol):
@@ -33,7 +33,13 @@ class Session(Protocol):
         """The tokens in the cache, exactly those fed."""
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        """Append tokens; logits after the last one, float32 [vocab], a view until the next feed."""
+        """Append tokens; logits after the last one, float32 [vocab], a view until the next feed.
+
+        Raises CancelledError after cancel(), and is then as before.
+        """
+
+    def cancel(self) -> None:
+        """From another thread: make a feed() that is running return at once."""
 
     def rewind(self, n: int) -> None:
         """Keep the first ``n`` tokens and forget the rest."""
@@ -222,10 +228,30 @@ class _Run:
         self.stats = replace(self.stats, n_cached=cached)
         if cached < len(self.session.tokens):
             self.session.rewind(cached)
-        for start in range(cached, len(self.prompt), _PREFILL):
-            self._check_cancel()
-            logits = self._feed(self.prompt[start : start + _PREFILL], "prompt_seconds")
-        return logits
+        with self._watching():
+            return self._feed(self.prompt[cached:], "prompt_seconds")
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Pass a cancel on to the session during a long feed."""
+        self._check_cancel()
+        cancel, done = self.cancel, threading.Event()
+        if cancel is None:
+            yield
+            return
+
+        def watch() -> None:
+            while not done.wait(_WATCH):
+                if cancel.is_set():
+                    self.session.cancel()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
 
     def _feed(self, tokens: list[int], clock: str) -> np.ndarray:
         started = time.perf_counter()
