@@ -8,6 +8,17 @@
 
 enum { PREFETCH = 2048 }; /* bytes ahead */
 
+/* sums + the products of unsigned u and signed a, by fours. As assembly for gcc, which keeps the intrinsic's sums in
+ * memory as well as in registers once there are many (seen with gcc 12). */
+static inline __m512i dot4(__m512i sums, __m512i u, __m512i a) {
+#ifdef __clang__
+    return _mm512_dpbusd_epi32(sums, u, a);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(u), "v"(a));
+    return sums;
+#endif
+}
+
 static inline __m512i broadcast4(const int8_t *p) {
     int32_t word;
     memcpy(&word, p, sizeof word);
@@ -33,9 +44,9 @@ static void block_times_token(const uint8_t *data, const int8_t *codes, int32_t 
 #pragma GCC unroll 5
         for (int d = 0; d < T5_DIGITS; d++) {
             const __m512i a = broadcast4(codes + g * T5_GROUP + d * T5_BYTES);
-            now[d] = _mm512_dpbusd_epi32(now[d], u, a);
+            now[d] = dot4(now[d], u, a);
             u = times3(u);
-            next[d] = _mm512_dpbusd_epi32(next[d], u, a);
+            next[d] = dot4(next[d], u, a);
         }
     }
     __m512i total = _mm512_sub_epi32(_mm512_mullo_epi32(sum5(now), _mm512_set1_epi32(3)), sum5(next));
@@ -68,16 +79,21 @@ static void decode(const uint8_t *data, int32_t groups, __m512i panel[STEPS][BLO
 static inline __attribute__((always_inline)) void panel_times(const __m512i panel[STEPS][BLOCKS], int32_t steps,
                                                               const int8_t *codes, int64_t stride, int tokens,
                                                               int32_t sums[][BLOCKS][T5_ROWS]) {
-    __m512i acc[TOKENS][BLOCKS];
+    __m512i acc[TOKENS][BLOCKS]; /* in registers, as long as every loop over it is unrolled */
+#pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
         for (int b = 0; b < BLOCKS; b++) acc[t][b] = _mm512_loadu_si512(sums[t][b]);
     for (int32_t s = 0; s < steps; s++)
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++) {
             const __m512i a = broadcast4(codes + t * stride + s * T5_BYTES);
-            for (int b = 0; b < BLOCKS; b++) acc[t][b] = _mm512_dpbusd_epi32(acc[t][b], panel[s][b], a);
+#pragma GCC unroll 2
+            for (int b = 0; b < BLOCKS; b++) acc[t][b] = dot4(acc[t][b], panel[s][b], a);
         }
+#pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
         for (int b = 0; b < BLOCKS; b++) _mm512_storeu_si512(sums[t][b], acc[t][b]);
 }
 
