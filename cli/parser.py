@@ -53,8 +53,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         help = action.help or ""
-        plain = action.default in (None, False, [], argparse.SUPPRESS) or "default" in help or not action.option_strings
-        return help if plain else f"{help} (default %(default)s)"
+        told = "default" in help or not action.option_strings
+        return help if told or action.default in (None, False, [], argparse.SUPPRESS) else f"{help} (default %(default)s)"
 
 
 class _FullFormatter(_Formatter):
