@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lutra.models.tokenizer import Tokenizer
 from lutra.runtime.errors import ModelClosedError, ModelNotFoundError
 from lutra.runtime.generate import Chunk, generate
 from lutra.runtime.model import Model
@@ -59,11 +60,15 @@ class LLM:
         kv_type: str = "f32",
     ):
         self.model = Model.load(resolve(path), threads=n_threads, kv_type=kv_type)
-        self.tokenizer = self.model.tokenizer
         self._n_ctx, self._name = n_ctx, str(path or "default")
         self._idle: list[Session] = []  # sessions that wait for a prompt that begins like their last
         self._lock = threading.Lock()
         self._seeds = np.random.SeedSequence(seed)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises a LutraError if the model has none: then only token ids go in."""
+        return self.model.tokenizer
 
     def __call__(
         self,

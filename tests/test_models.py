@@ -1,0 +1,155 @@
+"""Every architecture: its plan against its own numpy forward(), and both against transformers."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from lutra import native
+from lutra.runtime import formats
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import Packed
+from lutra.runtime.model import Model, architecture
+
+IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
+ARCHITECTURES = tiny.architectures()
+CASES = list(itertools.product(ARCHITECTURES, formats.names()))
+CASE_IDS = [f"{arch.__name__.rpartition('.')[2]}-{format}" for arch, format in CASES]
+
+
+@pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
+def test_plan_computes_what_forward_says(arch, format):
+    with tiny.model(arch, format, head="q8" if format == "t5" else format) as m:
+        got, expected = m.session().logits(IDS), tiny.numpy_logits(m, IDS)
+    assert tiny.relative(got, expected) < 1e-5
+    assert (got.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
+def test_a_token_gets_the_same_bits_alone_and_in_a_batch(arch, format, kv_type):
+    with tiny.model(arch, format, kv_type=kv_type) as m:
+        whole, alone = m.session().logits(IDS), m.session()
+        for token, expected in zip(IDS, whole, strict=True):
+            np.testing.assert_array_equal(alone.feed([token]), expected)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.__name__)
+def test_threads_and_cpu_levels_do_not_change_a_bit(arch):
+    with tiny.model(arch, threads=1) as m:
+        expected = m.session().logits(IDS)
+        levels = ["scalar", *native.cpu_features()]
+        for level, threads in itertools.product(levels, (1, 2, 5)):
+            engine = native.Engine(threads, native.feature_mask(level))
+            with Model(m.arch, m.config, m.weights, engine=engine) as other:
+                np.testing.assert_array_equal(other.session().logits(IDS), expected, err_msg=f"{level}, {threads}")
+
+
+def test_half_float_cache_is_close():
+    arch = ARCHITECTURES[0]
+    with tiny.model(arch, "f32") as m, tiny.model(arch, "f32", kv_type="f16") as half:
+        assert 0 < tiny.relative(half.session().logits(IDS), m.session().logits(IDS)) < 2e-3
+
+
+def test_unknown_architecture_is_refused_by_name():
+    for name in ("mamba", "blocks", "no.such", "", None, 3, "__init__", "loaders"):
+        with pytest.raises(UnsupportedModelError, match=repr(name) if name else "type"):
+            architecture({"model_type": name})
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.__name__)
+def test_every_weight_must_have_the_shape_the_configuration_says(arch):
+    with tiny.model(arch) as m:
+        for role in {"embed", "layers.1.qkv", "layers.0.attn_norm", "layers.1.down"}:
+            wrong = m.weights[role]
+            if isinstance(wrong, Packed):
+                rows, cols = wrong.shape
+                wrong = formats.pack(np.zeros((rows + 1, cols), np.float32), "f32")
+            else:
+                wrong = wrong[:-1]
+            with pytest.raises(CorruptModelError, match=role):
+                Model(arch, m.config, m.weights | {role: wrong})
+        with pytest.raises(CorruptModelError, match="norm is missing"):
+            Model(arch, m.config, {role: w for role, w in m.weights.items() if role != "norm"})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"hidden_act": "gelu"}, UnsupportedModelError),
+        ({"rope_scaling": {"rope_type": "yarn"}}, UnsupportedModelError),
+        ({"num_hidden_layers": 0}, CorruptModelError),
+        ({"hidden_size": -64}, CorruptModelError),
+        ({"hidden_size": 1 << 40}, CorruptModelError),
+        ({"hidden_size": "64"}, CorruptModelError),
+        ({"num_attention_heads": 3}, CorruptModelError),
+        ({"num_key_value_heads": True}, CorruptModelError),
+        ({"vocab_size": None}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_model(change, error):
+    with pytest.raises(error):
+        ARCHITECTURES[0].Config.read(ARCHITECTURES[0].TINY | change)
+
+
+# ---- against transformers
+
+
+def _recipes():
+    checkpoints = pytest.importorskip("checkpoints", reason="needs torch and transformers")
+    import torch
+
+    c = checkpoints
+    return {
+        "llama-f32": lambda f: c.dense_llama(f),
+        "llama-bf16": lambda f: c.dense_llama(f, torch.bfloat16),
+        "llama-f16": lambda f: c.dense_llama(f, torch.float16),
+        "llama-tied": lambda f: c.dense_llama(f, tie_word_embeddings=True),
+        "llama-mha": lambda f: c.dense_llama(f, num_key_value_heads=4),
+        "llama-sharded": lambda f: c.dense_llama(f, shard_size="60KB"),
+        "llama-head-dim": lambda f: c.dense_llama(f, head_dim=24),
+        "llama-bias": lambda f: c.dense_llama(f, attention_bias=True, mlp_bias=True),
+        "llama3-rope": lambda f: c.dense_llama(
+            f,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        ),
+        "linear-rope": lambda f: c.dense_llama(
+            f, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+        ),
+        "bitnet-online": lambda f: c.bitnet_online(f),
+        "bitnet-packed": lambda f: c.bitnet_packed(f),
+        "bitnet-unpacked": lambda f: c.bitnet_unpacked(f),
+        "llama-bitlinear": lambda f: c.llama_bitlinear(f),
+        "1bitllm": lambda f: c.one_bit_llm(f),
+    }
+
+
+NAMES = [
+    *["llama-f32", "llama-bf16", "llama-f16", "llama-tied", "llama-mha", "llama-sharded", "llama-head-dim"],
+    *["llama-bias", "llama3-rope", "linear-rope"],
+    *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_those_of_transformers(name, tmp_path):
+    """Float weights: 1e-4 of the largest logit. Ternary ones: a float may round to the other side before it becomes
+    an int8, so there the bound is a hundredth of that step's effect, and the plan is held to 1e-5 of our numpy."""
+    reference = _recipes()[name](tmp_path)
+    import torch
+
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].float().numpy()
+    with Model.load(tmp_path) as m:
+        got = m.session().logits(IDS)
+        assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 1e-5
+    assert tiny.relative(got, expected) < 1e-4
+    assert (got.argmax(1) == expected.argmax(1)).all()

@@ -1,0 +1,174 @@
+"""Sessions: many per model, forked, rewound, saved, cancelled; and nothing lost when something goes wrong."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from lutra.models import bitnet
+from lutra.runtime.errors import (
+    CancelledError,
+    ContextLengthError,
+    CorruptModelError,
+    LutraError,
+    ModelClosedError,
+)
+
+IDS = [1, 5, 9, 42, 77, 3, 8, 127, 0, 64]
+
+
+@pytest.fixture(scope="module")
+def model():
+    with tiny.model(bitnet, threads=2) as m:
+        yield m
+
+
+def greedy(session, first, n):
+    """The n tokens that follow, and the last logits."""
+    logits, found = session.feed(first), []
+    for _ in range(n):
+        found.append(int(logits.argmax()))
+        logits = session.feed(found[-1:])
+    return found, logits.copy()
+
+
+def test_sessions_at_once_give_what_each_gives_alone(model):
+    prompts = [IDS[i:] + IDS[:i] for i in range(6)]
+    alone = [greedy(model.session(), prompt, 20) for prompt in prompts]
+    found = [None] * len(prompts)
+
+    def work(i):
+        found[i] = greedy(model.session(), prompts[i], 20)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for (tokens, logits), (expected_tokens, expected) in zip(found, alone, strict=True):
+        assert tokens == expected_tokens
+        np.testing.assert_array_equal(logits, expected)
+
+
+def test_fork_continues_identically_and_apart(model):
+    session = model.session()
+    session.feed(IDS)
+    fork = session.fork()
+    assert fork.tokens == session.tokens
+    assert greedy(fork, [7], 10)[0] != greedy(model.session(), [7], 10)[0]
+    fork = session.fork()
+    expected = greedy(session, [7], 10)
+    found = greedy(fork, [7], 10)
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_rewind_continues_identically(model):
+    session = model.session()
+    session.feed(IDS)
+    expected = session.feed([7, 8]).copy()
+    session.feed([9, 10, 11])
+    session.rewind(len(IDS))
+    assert session.tokens == IDS
+    np.testing.assert_array_equal(session.feed([7, 8]), expected)
+    with pytest.raises(ValueError, match="rewind"):
+        session.rewind(100)
+
+
+def test_long_prompts_are_fed_in_steps(model):
+    ids = (IDS * 10)[:64]
+    small, large = model.session(), model.session()
+    assert model.plan.rows == 64
+    for token in ids:
+        expected = small.feed([token])
+    np.testing.assert_array_equal(large.feed(ids), expected)
+    np.testing.assert_array_equal(model.session().logits(ids)[-1], expected)
+
+
+def test_save_and_load(model, tmp_path):
+    session, file = model.session(), tmp_path / "session"
+    session.feed(IDS)
+    session.save(file)
+    other = model.session()
+    other.feed([3])
+    other.load(file)
+    assert other.tokens == IDS
+    np.testing.assert_array_equal(other.feed([7]), session.feed([7]))
+    assert [f.name for f in tmp_path.iterdir()] == ["session"]
+
+
+def test_load_refuses_what_does_not_fit(model, tmp_path):
+    session, file = model.session(), tmp_path / "session"
+    session.feed(IDS)
+    session.save(file)
+    whole = file.read_bytes()
+    other = model.session()
+    for damaged in (whole[:-50], whole[: len(whole) // 2], b"", b"no archive at all", whole[:200] + b"x" * 400):
+        file.write_bytes(damaged)
+        with pytest.raises(CorruptModelError):
+            other.load(file)
+    with pytest.raises(LutraError, match="no saved session"):
+        other.load(tmp_path / "none")
+    file.write_bytes(whole)
+    with pytest.raises(ContextLengthError):
+        model.session(4).load(file)
+    with tiny.model(bitnet, seed=1) as another, pytest.raises(LutraError, match="another model"):
+        another.session().load(file)
+    assert other.tokens == []
+
+
+def test_context_is_a_hard_limit(model):
+    session = model.session(8)
+    session.feed(IDS[:6])
+    with pytest.raises(ContextLengthError, match=r"6 \+ 3 tokens .* 8"):
+        session.feed([1, 2, 3])
+    assert session.tokens == IDS[:6]
+    session.feed([1, 2])
+    with pytest.raises(ContextLengthError):
+        model.session(model.config.n_ctx + 1)
+    with pytest.raises(ContextLengthError):
+        model.session(0)
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [128], [1.5], ["1"], [[1, 2]], [2**40]])
+def test_senseless_tokens_are_refused(model, tokens):
+    session = model.session()
+    with pytest.raises((ValueError, TypeError)):
+        session.feed(tokens)
+    assert session.tokens == []
+
+
+def test_cancel_stops_a_feed_and_changes_nothing(model):
+    session = model.session()
+    session.feed(IDS)
+    expected = session.fork().feed([5, 6]).copy()
+    stop = threading.Event()
+
+    def keep_cancelling():
+        while not stop.is_set():
+            session.cancel()
+
+    thread = threading.Thread(target=keep_cancelling)
+    thread.start()
+    try:
+        with pytest.raises(CancelledError):
+            for _ in range(1000):
+                session.feed(IDS * 2)
+                session.rewind(len(IDS))
+                time.sleep(0)
+    finally:
+        stop.set()
+        thread.join()
+    assert session.tokens == IDS
+    np.testing.assert_array_equal(session.feed([5, 6]), expected)
+
+
+def test_a_closed_model_says_so():
+    m = tiny.model(bitnet)
+    session = m.session()
+    m.close()
+    m.close()
+    with pytest.raises(ModelClosedError):
+        session.feed([1])

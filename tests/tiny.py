@@ -1,0 +1,56 @@
+"""Random models in memory, of any architecture's TINY shape, in any formats: for tests that need no checkpoint."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import lutra.models
+from lutra.runtime import formats
+from lutra.runtime.formats import Coded
+from lutra.runtime.model import Model
+from lutra.runtime.ops import State
+
+
+def architectures() -> list[ModuleType]:
+    """Every module of lutra.models that has a forward()."""
+    names = [m.name for m in pkgutil.iter_modules(lutra.models.__path__) if not m.ispkg]
+    modules = [import_module(f"lutra.models.{name}") for name in names]
+    return [module for module in modules if hasattr(module, "forward")]
+
+
+def model(arch: ModuleType, format: str = "t5", head: str = "f32", seed: int = 0, **options: Any) -> Model:
+    """A model of the architecture's TINY configuration with random weights."""
+    rng = np.random.default_rng(seed)
+    config = arch.Config.read(arch.TINY)
+    weights: dict[str, Any] = {}
+    for pattern, shape in arch.shapes(config).items():
+        for layer in range(config.layers) if "{}" in pattern else (0,):
+            stored = head if pattern in ("embed", "head") else format
+            weights[pattern.format(layer)] = _random(rng, stored, shape)
+    return Model(arch, config, weights, **options)
+
+
+def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Any:
+    if len(shape) == 1:
+        return (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+    if formats.codec(format).INT8:
+        codes = rng.integers(-1, 2, shape).astype(np.int8)
+        return formats.pack(Coded(codes, rng.uniform(0.05, 0.2, shape[0]).astype(np.float32)), format)
+    return formats.pack((0.1 * rng.standard_normal(shape)).astype(np.float32), format)
+
+
+def numpy_logits(m: Model, ids: list[int]) -> np.ndarray:
+    """The model's own forward() on arrays: the reference of its plan. float32 [len(ids), vocab]."""
+    state = State(m.kv_type)
+    state.n_outputs = len(ids)
+    return m.arch.forward(m.config, m.by_layer, np.array(ids, np.int32)[:, None], state)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
