@@ -149,12 +149,12 @@ class Tokenizer:
         (transformers' ``sanitize_control_tokens``). Arguments as for apply_chat_template().
         """
         template = self._pick_template(chat_template, tools)
-        control = [
-            token
-            for token, id in self._backend.added.items()
-            if id in self.special_ids or (token in template and not token.isspace())
-        ]
-        messages, tools, kwargs = chat.mark([messages, tools, kwargs], control)
+        added = self._backend.added
+        special = [token for token, id in added.items() if id in self.special_ids]
+        control = [token for token in added if token in template and not token.isspace()] + special
+        tools, kwargs = chat.mark([tools, kwargs], control)
+        # What the model said itself keeps its <think> and <tool_call>: templates look for them.
+        messages = [chat.mark(m, special if _is_answer(m) else control) for m in messages]
         text = self.apply_chat_template(
             messages, add_generation_prompt, tools, chat_template=template, **kwargs
         )
@@ -185,6 +185,10 @@ class Tokenizer:
             else "this model has no chat template",
             hint="pass one, or use the model for plain completion",
         )
+
+
+def _is_answer(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant"
 
 
 class TextStream:
@@ -270,21 +274,24 @@ class _Files:
 
     def added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
         """(id, AddedToken fields) of tokens kept outside the vocabulary file, by id."""
+        texts = self._read("added_tokens.json")
+        listed: list[Any] = [(id, {"content": text}) for text, id in texts.items()]
         try:
-            tokens = {id: {"content": text} for text, id in self._read("added_tokens.json").items()}
-            for id, fields in self.tokenizer.get("added_tokens_decoder", {}).items():
-                tokens[int(id)] = {key: fields[key] for key in _ADDED_FIELDS if key in fields}
-            return sorted((id, fields) for id, fields in tokens.items() if fields["content"])
+            decoder = self.tokenizer.get("added_tokens_decoder") or {}
+            listed += [(int(id), fields) for id, fields in decoder.items()]
+            return sorted({id: _added_fields(id, fields) for id, fields in listed}.items())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptModelError(f"damaged list of added tokens in {self.folder}") from error
 
     def templates(self) -> dict[str, str]:
         """Chat templates by name; a .jinja file goes before tokenizer_config.json."""
-        found = self.tokenizer.get("chat_template") or {}
+        found = self.tokenizer.get("chat_template") or []
         if isinstance(found, str):
-            found = {"default": found}
-        elif isinstance(found, list):
-            found = {t["name"]: t["template"] for t in found if {"name", "template"} <= set(t)}
+            found = [{"name": "default", "template": found}]
+        try:
+            found = {str(entry["name"]): str(entry["template"]) for entry in found}
+        except (KeyError, TypeError) as error:
+            raise CorruptModelError(f"damaged chat_template in {self.folder}") from error
         if self.folder is None:
             return found
         if (file := self.folder / "chat_template.jinja").is_file():
@@ -294,7 +301,12 @@ class _Files:
         return found
 
 
-_ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+def _added_fields(id: object, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of tokenizers.AddedToken."""
+    if not isinstance(id, int) or not isinstance(fields["content"], str) or not fields["content"]:
+        raise ValueError("no token")
+    known = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return {key: fields[key] for key in known if key in fields}
 
 
 def _load_backend(path: Path, files: _Files) -> Backend:
@@ -362,9 +374,11 @@ class _HuggingFace:
         self._tokenizer = _guard(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        for _, fields in files.added_tokens():
-            if self._tokenizer.token_to_id(fields["content"]) is None:
+        for id, fields in files.added_tokens():
+            if self.token_id(fields["content"]) is None:
                 self._tokenizer.add_tokens([tokenizers.AddedToken(**fields)])
+                if self.token_id(fields["content"]) != id:
+                    raise CorruptModelError(f"{path} leaves no room for added token {id}")
         self._lock = threading.Lock()
         added = self._tokenizer.get_added_tokens_decoder()
         self.added: Mapping[str, int] = {token.content: id for id, token in added.items()}
@@ -430,12 +444,12 @@ class _SentencePiece:
             str(fields["content"]): id
             for id, fields in listed
             if id < size and id not in hidden and fields.get("special")
-            if self._model.id_to_piece(id) == fields["content"]
+            if self._piece(id) == fields["content"]
         }
         plain = {id for id, fields in listed if not fields.get("special", True)}
         self.special_ids = frozenset({*hidden, *self._beyond, *marks.values()} - plain)
         self.added: Mapping[str, int] = {
-            **{self._model.id_to_piece(id): id for id in hidden},
+            **{self._piece(id): id for id in hidden},
             **{text: id for id, text in self._beyond.items()},
             **marks,
         }
@@ -478,6 +492,12 @@ class _SentencePiece:
                 ids += self._pieces(part[:1], start and not ids) + self._pieces(part[1:], False)
         return ids
 
+    def _piece(self, id: int) -> str:
+        try:
+            return str(self._model.id_to_piece(id))
+        except UnicodeDecodeError as error:
+            raise CorruptModelError(f"token {id} of the SentencePiece model is damaged") from error
+
     def _pieces(self, text: str, spaced: bool) -> list[int]:
         return list((self._model if spaced else self._unprefixed).encode(text))
 
@@ -485,14 +505,14 @@ class _SentencePiece:
         if token in self.added:
             return self.added[token]
         id: int = self._model.piece_to_id(token)
-        return id if self._model.id_to_piece(id) == token else None
+        return id if self._piece(id) == token else None
 
     def token_bytes(self, id: int) -> bytes:
         if id in self._beyond:
             return self._beyond[id].encode()
         if not 0 <= id < self._model.vocab_size():
             return b""
-        piece: str = self._model.id_to_piece(id)
+        piece = self._piece(id)
         if self._model.is_byte(id):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()

@@ -86,7 +86,7 @@ def test_chances_are_exact(case):
     assert ((counts[possible] - wanted) ** 2 / wanted).sum() < 27.9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     logits=LOGITS,
     top_k=st.integers(0, 12),

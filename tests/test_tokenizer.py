@@ -56,7 +56,7 @@ def make_byte_level(folder: Path, **config) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_tokens(["<think>"])  # matched in text, but not special
+    tokenizer.add_tokens(["<think>", "</think>"])  # matched in text, but not special
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
     )
@@ -293,6 +293,23 @@ def test_damaged_configuration(tmp_path, name, content):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"chat_template": 5},
+        {"chat_template": [1]},
+        {"chat_template": [{"name": "default"}]},
+        {"added_tokens_decoder": {"x": {"content": "y"}}},
+        {"added_tokens_decoder": {"400": {}}},
+        {"added_tokens_decoder": {"400": {"content": 5}}},
+        {"added_tokens_decoder": {"9999": {"content": "<far>"}}},
+    ],
+)
+def test_senseless_configuration(tmp_path, config):
+    with pytest.raises(CorruptModelError):
+        load_tokenizer(make_byte_fallback(tmp_path, **config))
+
+
 def test_truncated_vocabulary(folder, tmp_path):
     for source in folder.glob("tokenizer.[jm]*"):
         data = source.read_bytes()
@@ -523,6 +540,20 @@ def test_users_cannot_write_control_tokens(both, content):
     assert ids.count(ours.encode("<think>", False)[0]) == 1
     if "<" not in content:
         assert ids == ours.encode(text, add_bos=False, parse_special=True)
+
+
+def test_answers_keep_their_reasoning_marks(both):
+    """Templates look for <think> in what the model said, to leave it out of the history."""
+    ours, _ = both
+    chat = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello!"},
+        {"role": "user", "content": "And now?"},
+    ]
+    template = template_text("chat/templates/Qwen-Qwen3-0.6B.jinja")
+    text = ours.apply_chat_template(chat, chat_template=template)
+    ids = ours.encode(text, add_bos=False, parse_special=True)
+    assert ours.encode_chat(chat, chat_template=template) == ids
 
 
 def test_encode_chat_in_mid_text(tmp_path):
