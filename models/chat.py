@@ -56,7 +56,7 @@ def mark(data: Any, control: Iterable[str]) -> Any:
     After rendering, split_marked() tells what a user wrote from what the template wrote, so that
     ``<|im_end|>`` typed into a message does not end the message.
     """
-    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+    pattern = _any_of(frozenset(control))
 
     def walk(value: Any) -> Any:
         if isinstance(value, str):
@@ -69,6 +69,12 @@ def mark(data: Any, control: Iterable[str]) -> Any:
         return value
 
     return walk(data)
+
+
+@lru_cache(maxsize=16)
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def split_marked(text: str) -> list[tuple[str, bool]]:
