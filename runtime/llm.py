@@ -110,7 +110,7 @@ class LLM:
         )
         ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         shown = (prompt if isinstance(prompt, str) else self.detokenize(ids)) if echo else ""
-        chunks = self._chunks(ids, params=params, max_tokens=max_tokens, stop=stop, cancel=cancel)
+        chunks = self._chunks(ids, params=params, max_tokens=max_tokens, stop=stop, cancel=cancel, continues=True)
         frame = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",

@@ -108,7 +108,7 @@ def linear(x: Array, weight: Packed) -> Array:
 
 @op(lambda codes, scale, sum, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
 def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed) -> Array:
-    matrix = weight.matrix
+    matrix: Any = weight.matrix
     products = codes[:, : weight.shape[1]].astype(np.float64) @ matrix.codes.T.astype(np.float64)  # exact
     return products.astype(f32) * (scale * matrix.scale)
 

@@ -54,7 +54,8 @@ class Plan:
 
         Memory is free again one stage after its last reader: within a stage, threads are at different ops.
         """
-        last = {arg.base: i for i, stage in enumerate(stages) for n in stage for arg in n.args if isinstance(arg, Symbol)}
+        reads = ((i, arg) for i, stage in enumerate(stages) for node in stage for arg in node.args)
+        last = {arg.base: i for i, arg in reads if isinstance(arg, Symbol)}
         live: list[tuple[int, int, int]] = []  # (begin, end, last stage that reads it)
         total = 0
         for i, stage in enumerate(stages):

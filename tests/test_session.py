@@ -152,12 +152,16 @@ def test_cancel_stops_a_feed_and_changes_nothing(model):
 
     thread = threading.Thread(target=keep_cancelling)
     thread.start()
+
+    def feed_until_cancelled():
+        for _ in range(1000):
+            session.feed(IDS * 2)
+            session.rewind(len(IDS))
+            time.sleep(0)
+
     try:
         with pytest.raises(CancelledError):
-            for _ in range(1000):
-                session.feed(IDS * 2)
-                session.rewind(len(IDS))
-                time.sleep(0)
+            feed_until_cancelled()
     finally:
         stop.set()
         thread.join()

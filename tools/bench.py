@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import resource
 import statistics
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,11 +102,10 @@ class Row:
     n_depth: int
     avg_ts: float
     stddev_ts: float
-    weight_gbps: float  # bytes of all weights a token reads, times tokens generated, over the whole time
-    layer_gbps: float  # bytes of the layers' matrices over the time their kernels took
+    weight_gbps: float  # generation: bytes of the layers' matrices over the time their kernels took; else 0
     read_gbps: float  # what reading memory and nothing else reaches, measured between the repeats
-    bandwidth_ratio: float  # layer_gbps / read_gbps
-    whole_ratio: float  # weight_gbps / read_gbps
+    bandwidth_ratio: float  # weight_gbps / read_gbps
+    whole_ratio: float  # the same for a whole token: bytes of all weights it reads, over all its time
     samples_ts: list[float] = field(default_factory=list)
     samples_ns: list[int] = field(default_factory=list)
     kernel: str = ""
@@ -120,7 +117,10 @@ class Row:
     @property
     def test(self) -> str:
         """llama-bench's name of the test, such as "pp512" or "tg128 @ d64"."""
-        name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        if self.n_prompt and self.n_gen:
+            name = f"pp{self.n_prompt}+tg{self.n_gen}"
+        else:
+            name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
         return name + (f" @ d{self.n_depth}" if self.n_depth else "")
 
 
@@ -204,10 +204,11 @@ def _row(
         bandwidth.append(read_bandwidth(m.engine, memory))
         ns.append(_once(m, session, n_prompt, n_gen, depth))
     bandwidth.append(read_bandwidth(m.engine, memory))
-    rates = [(n_prompt or n_gen) * 1e9 / t for t in ns]
+    rates = [(n_prompt + n_gen) * 1e9 / t for t in ns]
     read_gbps, avg = statistics.median(bandwidth), statistics.fmean(rates)
-    weight_gbps = profile.token_bytes * avg / 1e9 if n_gen else 0.0
-    layer_gbps = profile.layer_bytes * n_gen * repeats / profile.layer_ns if n_gen else 0.0
+    generates = n_gen and not n_prompt
+    whole_gbps = profile.token_bytes * avg / 1e9 if generates else 0.0
+    weight_gbps = profile.layer_bytes * n_gen * repeats / profile.layer_ns if generates else 0.0
     return Row(
         model_type=name,
         model_size=m.nbytes,
@@ -219,10 +220,9 @@ def _row(
         avg_ts=avg,
         stddev_ts=statistics.stdev(rates) if len(rates) > 1 else 0.0,
         weight_gbps=weight_gbps,
-        layer_gbps=layer_gbps,
         read_gbps=read_gbps,
-        bandwidth_ratio=layer_gbps / read_gbps,
-        whole_ratio=weight_gbps / read_gbps,
+        bandwidth_ratio=weight_gbps / read_gbps,
+        whole_ratio=whole_gbps / read_gbps,
         samples_ts=rates,
         samples_ns=ns,
         kernel=profile.kernel,
@@ -237,8 +237,8 @@ class _Profile:
     def __init__(self, m: Model, session: Session):
         layers = [w for role, w in m.weights.items() if isinstance(w, Packed) and role.startswith("layers.")]
         self.layer_bytes = sum(w.nbytes for w in layers)
-        head = m.by_layer.head
-        self.token_bytes = sum(w.nbytes for w in m.weights.values()) - (m.by_layer.embed.nbytes if not m.config.tied else 0)
+        looked_up = 0 if m.config.tied else m.by_layer.embed.nbytes  # a token reads one row of it
+        self.token_bytes = m.nbytes - looked_up
         linear = f"linear_{layers[0].format}"
         plan = m.plan.native
         last = len(plan.op_names) - 1  # the head, which may have the layers' format
@@ -246,7 +246,6 @@ class _Profile:
         self.kernel = plan.kernels[plan.op_names.index(linear)]
         self._ns = np.zeros(len(plan.stages), np.int64)
         session._step.stage_ns = native.ffi.cast("int64_t *", self._ns.ctypes.data)
-        del head
 
     def reset(self) -> None:
         self._ns[:] = 0
@@ -307,14 +306,18 @@ def _markdown(rows: Sequence[Row]) -> str:
             str(row.n_threads),
             row.test,
             f"{row.avg_ts:.2f} ± {row.stddev_ts:.2f}",
-            f"{row.layer_gbps:.1f}" if row.n_gen else "-",
+            f"{row.weight_gbps:.1f}" if row.weight_gbps else "-",
             f"{row.read_gbps:.1f}",
-            f"{row.bandwidth_ratio:.2f}" if row.n_gen else "-",
+            f"{row.bandwidth_ratio:.2f}" if row.weight_gbps else "-",
         ]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *table]) for i in range(len(head))]
     lines = [head, *table]
-    text = ["| " + " | ".join(cell.rjust(w) if i > 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |" for line in lines]
-    rule = "| " + " | ".join("-" * (w - 1) + ":" if i > 2 else "-" * w for i, w in enumerate(widths)) + " |"
-    return "\n".join([text[0], rule, *text[1:]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+
+    def line_of(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line_of(head), line_of(rule), *map(line_of, table)])
