@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lutra.cli.parser import Parser, Rare, at_least
+from lutra.cli.parser import Parser, Rare, at_least, unless_minus_one
 from lutra.runtime.errors import CorruptModelError, LutraError
 
 if TYPE_CHECKING:
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "UsageError",
     "add_model_arguments",
+    "add_output_arguments",
     "add_sampling_arguments",
+    "counted",
     "dim",
     "note",
     "open_model",
+    "print_answer",
     "read_text",
     "sampling",
     "show",
@@ -67,9 +70,9 @@ def add_sampling_arguments(parser: Parser) -> None:
     """-n, -s, --temp and their like. What is not given stays None, for the model to say."""
     group = parser.add_argument_group("sampling; a model's generation_config.json goes before these defaults")
     add = group.add_argument
-    add("-n", "--max-tokens", "--predict", "--n-predict", type=at_least(-1), metavar="N",
+    add("-n", "--max-tokens", "--predict", "--n-predict", type=unless_minus_one, metavar="N",
         help="stop after N tokens (default: when the model ends, or the context is full)")  # fmt: skip
-    add("-s", "--seed", type=at_least(-1), metavar="N", help="repeat a result (default: another one each time)")
+    add("-s", "--seed", type=unless_minus_one, metavar="N", help="repeat a result (default: another one each time)")
     add("--temp", "--temperature", type=float, metavar="X", help="0 takes the likeliest token (default 0.8)")
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest, 0: from all (default 40)")
     add("--top-p", type=float, metavar="P", help="draw from the fewest that have chance P (default 0.95)")
@@ -81,6 +84,14 @@ def add_sampling_arguments(parser: Parser) -> None:
     add("--stop", "-r", "--reverse-prompt", action="append", default=[], metavar="TEXT",
         help="stop before TEXT; repeatable")  # fmt: skip
     add("--ignore-eos", action="store_true", help=Rare("never let the model end"))
+
+
+def add_output_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """--verbose and --quiet; returns their group."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--verbose", action="store_true", help="print speeds even when stderr is no terminal")
+    group.add_argument("-q", "--quiet", action="store_true", help="print no speeds")
+    return group
 
 
 @contextmanager
@@ -113,7 +124,7 @@ def sampling(args: argparse.Namespace, path: Path) -> SamplingParams:
         "repeat_last_n": args.repeat_last_n,
         "presence_penalty": args.presence_penalty,
         "frequency_penalty": args.frequency_penalty,
-        "seed": None if args.seed == -1 else args.seed,
+        "seed": args.seed,
     }
     suggested = _suggested(path / "generation_config.json")
     try:
@@ -169,9 +180,20 @@ def show(text: str) -> None:
     print(text, end="", flush=True)
 
 
+def print_answer(chunks: Iterator[Chunk]) -> Chunk:
+    """Print the text as it comes, and a line break at its end; returns the last chunk."""
+    end = ""
+    for chunk in chunks:
+        show(chunk.text)
+        end = chunk.text[-1:] or end
+    if end != "\n":
+        show("\n")
+    return chunk
+
+
 def note(text: str) -> None:
     """Say something about the work, on the terminal only."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr.isatty():
         print(dim(text), file=sys.stderr)
 
 
@@ -183,7 +205,7 @@ def dim(text: str) -> str:
 
 def timings(last: Chunk, max_tokens: int | None) -> str:
     """One line about an answer: 132 tokens · 14.2 tok/s · prompt 38.0 tok/s (96 cached) · 1.24 GB."""
-    parts = [f"{last.n_generated} token{'s' * (last.n_generated != 1)}"]
+    parts = [counted(last.n_generated, "token")]
     if last.generation_tps:
         parts.append(f"{last.generation_tps:.1f} tok/s")
     if last.prompt_tps:
@@ -194,6 +216,11 @@ def timings(last: Chunk, max_tokens: int | None) -> str:
     if last.finish_reason == "length" and last.n_generated != max_tokens:
         parts.append("the context is full")
     return " · ".join(parts)
+
+
+def counted(n: int, noun: str) -> str:
+    """1 turn, 2 turns."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _peak_memory() -> int | None:

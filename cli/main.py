@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         debug = _set_log_level(args.log_level)
         code: int = args.run(args)
-        _flush()
+        sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse's way out
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr.isatty():
             print(file=sys.stderr)  # below the ^C
         return INTERRUPTED
     except BrokenPipeError:
@@ -120,9 +120,11 @@ def _verb(name: str) -> ModuleType | None:
 
 
 def _prepare_streams() -> None:
-    """Show what a terminal's encoding lacks as '?' instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    """Replace what cannot be shown or read instead of failing; let closed streams swallow everything."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
@@ -156,15 +158,10 @@ def _report(error: Exception, debug: bool) -> int:
     return code
 
 
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
 def _drop_unwritable() -> None:
     """If what is still to be printed cannot be, forget it: Python would complain about it on its way out."""
     try:
-        _flush()
+        sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Parser", "Rare", "at_least"]
+__all__ = ["Parser", "Rare", "at_least", "unless_minus_one"]
 
 TRUE, FALSE = ("1", "true", "on", "yes", "enabled"), ("0", "false", "off", "no", "disabled", "")
 
@@ -26,6 +26,11 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def unless_minus_one(text: str) -> int | None:
+    """An argument type: a count, or None for -1, with which llama.cpp's users say "no limit"."""
+    return None if text == "-1" else at_least(0)(text)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -54,7 +59,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         help = action.help or ""
         told = "default" in help or not action.option_strings
-        return help if told or action.default in (None, False, [], argparse.SUPPRESS) else f"{help} (default %(default)s)"
+        silent = told or action.default in (None, False, [], argparse.SUPPRESS)
+        return help if silent else f"{help} (default %(default)s)"
 
 
 class _FullFormatter(_Formatter):
@@ -79,8 +85,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse the words after the verb; flags and positional words may be mixed."""
         group = self.add_argument_group("other")
-        group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning",
-                           metavar="LEVEL", help=Rare("debug, info, warning or error; debug shows tracebacks"))  # fmt: skip
+        levels = ("debug", "info", "warning", "error")
+        group.add_argument("--log-level", choices=levels, default="warning", metavar="LEVEL",
+                           help=Rare(f"{', '.join(levels)}; debug shows tracebacks"))  # fmt: skip
         group.add_argument("-h", "--help", action="help", help="show this; --help-all lists the rarer flags too")
         group.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
         self._read_environment()

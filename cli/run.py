@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from lutra.cli.common import (
     UsageError,
     add_model_arguments,
+    add_output_arguments,
     add_sampling_arguments,
     dim,
     open_model,
+    print_answer,
     read_text,
     sampling,
     show,
@@ -52,10 +54,8 @@ def add_arguments(parser: Parser) -> None:
                        help="continue the prompt as it is, without the model's chat template")  # fmt: skip
     add_model_arguments(parser)
     add_sampling_arguments(parser)
-    group = parser.add_argument_group("output")
+    group = add_output_arguments(parser)
     group.add_argument("--echo", action="store_true", help=Rare("print a prompt that is continued, too"))
-    group.add_argument("--verbose", action="store_true", help="print speeds even when stderr is no terminal")
-    group.add_argument("-q", "--quiet", action="store_true", help="print no speeds")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,11 +66,9 @@ def run(args: argparse.Namespace) -> int:
         from lutra.cli import chat
 
         return chat.converse(args, path)
-    if args.max_tokens == -1:
-        args.max_tokens = None
     with open_model(args, path) as (model, found):
         args.params = sampling(args, found)
-        last = _print_answer(_chunks(args, model.session(args.ctx_size), model.tokenizer, prompt))
+        last = print_answer(_chunks(args, model.session(args.ctx_size), model.tokenizer, prompt))
     if not args.quiet and (args.verbose or sys.stderr.isatty()):
         print(dim(timings(last, args.max_tokens)), file=sys.stderr)
     return 0
@@ -97,10 +95,9 @@ def _prompt(args: argparse.Namespace, words: list[str]) -> str | None:
         return read_text(args.file)
     if given:
         return read_text("-") if given[0] == "-" else given[0]
-    if sys.stdin is not None and sys.stdin.isatty():
+    if sys.stdin.isatty():
         return None
-    prompt = read_text("-") if sys.stdin is not None else ""
-    if not prompt:
+    if not (prompt := read_text("-")):
         raise UsageError("there is no prompt", 'lutra run "Once upon a time"')
     return prompt
 
@@ -130,14 +127,3 @@ def _chunks(args: argparse.Namespace, session: object, tokenizer: Tokenizer, pro
             ignore_eos=args.ignore_eos,
             continues=plain,
         )
-
-
-def _print_answer(chunks: Iterator[Chunk]) -> Chunk:
-    """Print the text as it comes, and a line break at its end; returns the last chunk."""
-    end = ""
-    for chunk in chunks:
-        show(chunk.text)
-        end = chunk.text[-1:] or end
-    if end != "\n":
-        show("\n")
-    return chunk

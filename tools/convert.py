@@ -106,8 +106,9 @@ def convert(
         if checkpoint.kind == "lutra":
             raise UnsupportedModelError(f"{src} is converted already", f"lutra run {src}")
         arch = architecture(checkpoint.config)
-        layers = arch.Config.read(checkpoint.config).layers
-        plan = weights.plan_roles(checkpoint, arch.NAMES, layers, embed_type)
+        config = arch.Config.read(checkpoint.config)
+        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed_type)
+        weights.by_layer({p.role: p for p in plan}, arch, config)  # refuses shapes that the configuration does not mean
         tensors = tuple(_tensors(plan))
         if dst is not None:
             with _appearing(Path(dst), force) as folder:
