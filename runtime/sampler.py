@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lutra import native
 from lutra.runtime.errors import LutraError
 
 __all__ = ["Sampler", "SamplingParams", "log_probability"]
-
-_BLOCK = 256  # logits; see _low_kth
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _pool(logits: np.ndarray, highest: float, params: SamplingParams) -> tuple[n
     weight of the tokens which top-k keeps.
     """
     if 0 < params.top_k < len(logits):
-        return np.flatnonzero(logits >= _low_kth(logits, params.top_k)), 0.0
+        return native.top_k(logits, params.top_k), 0.0
     floor = highest + math.log(params.min_p) if params.min_p > 0 else -math.inf
     mass = 0.0
     if params.top_p < 1:
@@ -155,13 +154,3 @@ def _pool(logits: np.ndarray, highest: float, params: SamplingParams) -> tuple[n
         floor = max(floor, highest + math.log((1 - params.top_p) * mass / len(logits)))
     return np.flatnonzero(logits >= floor), mass
 
-
-def _low_kth(logits: np.ndarray, k: int) -> float:
-    """A value that at least ``k`` logits reach, and not many more.
-
-    The k-th highest of some blocks' maxima will do: one pass instead of a partial sort.
-    """
-    whole = len(logits) // _BLOCK * _BLOCK
-    if k * _BLOCK <= whole:
-        logits = logits[:whole].reshape(-1, _BLOCK).max(axis=1)
-    return float(np.partition(logits, -k)[-k])
