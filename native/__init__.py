@@ -19,7 +19,9 @@ __all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "default_threads", "ke
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
 # LUTRA_LIBRARY=<path> loads another build of the library: one with sanitizers, one for a comparison.
-lib: Any = ffi.dlopen(os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NAME)))
+_PATH = os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NAME))
+# Never unloaded: when Python ends, an engine may outlive this module, and its threads are in that code.
+lib: Any = ffi.dlopen(_PATH, ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
 
 ABSOLUTE, SCRATCH, IDS, LOGITS, KV = (
     lib.LT_ABSOLUTE,
@@ -53,7 +55,7 @@ class Op:
 
 
 def _feature_names() -> list[str]:
-    names = []
+    names: list[str] = []
     while (name := lib.lt_cpu_feature_name(len(names))) != ffi.NULL:
         names.append(ffi.string(name).decode())
     return names

@@ -334,8 +334,8 @@ def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
         x = [mixed(rng, n, kv_heads * head_dim) for _ in "kv"]
         yield case(f"{n} x {kv_heads} x {head_dim} at {pos}", *x, kv_heads, pos)
     # Every half float, what lies halfway to the next, and both neighbours of that.
-    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(f32)
     with np.errstate(invalid="ignore"):
+        half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(f32)
         middle = ((half + np.roll(half, -1)) / 2).astype(f32)
     near = [half, middle, np.nextafter(middle, f32(np.inf)), np.nextafter(middle, f32(-np.inf))]
     edges = np.stack([*near, np.resize(np.array([65519.996, 65520, -65520, 3e38, -np.inf, 1e-40], f32), 1 << 16)])
