@@ -231,14 +231,14 @@ def _line_editing(terminal: bool) -> Iterator[Callable[[], str | None]]:
         return
     history = history_file()
     if history is not None:
-        _quietly(readline.readhistory_file, history)
+        _quietly(readline.read_history_file, history)
     try:
         yield _edited_line
     finally:
         if history is not None:
             readline.set_history_length(1000)
             _quietly(os.makedirs, os.path.dirname(history), 0o700, True)
-            _quietly(readline.writehistory_file, history)
+            _quietly(readline.write_history_file, history)
 
 
 def _quietly(call: Callable[..., Any], *args: Any) -> None:

@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from small_models import small_llama
 
-from lutra.models.loaders.safetensors import write_safetensors
 from lutra.runtime.errors import CorruptModelError, LutraError, ModelNotFoundError, UnsupportedModelError
 from lutra.runtime.model import Model
 from lutra.tools import convert as converter
@@ -36,16 +35,6 @@ KINDS = (
     "llama2c",
 )
 TOKENS = list(range(20))
-SMALL = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 70,
-    "max_position_embeddings": 64,
-}
 
 
 def make(kind: str, path: Path) -> Path:
@@ -70,33 +59,7 @@ def make(kind: str, path: Path) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A dense model of float32 that needs no library to make."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    c = SimpleNamespace(**SMALL)
-    kv = c.hidden_size // c.num_attention_heads * c.num_key_value_heads
-    shapes = {"model.embed_tokens": (c.vocab_size, c.hidden_size), "model.norm": (c.hidden_size,)}
-    for i in range(c.num_hidden_layers):
-        layer = {
-            "input_layernorm": (c.hidden_size,),
-            "post_attention_layernorm": (c.hidden_size,),
-            "self_attn.q_proj": (c.hidden_size, c.hidden_size),
-            "self_attn.k_proj": (kv, c.hidden_size),
-            "self_attn.v_proj": (kv, c.hidden_size),
-            "self_attn.o_proj": (c.hidden_size, c.hidden_size),
-            "mlp.gate_proj": (c.intermediate_size, c.hidden_size),
-            "mlp.up_proj": (c.intermediate_size, c.hidden_size),
-            "mlp.down_proj": (c.hidden_size, c.intermediate_size),
-        }
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    tensors = [
-        (f"{name}.weight", "F32", shape, (rng.standard_normal(shape) * 0.3).astype(np.float32))
-        for name, shape in shapes.items()
-    ]
-    write_safetensors(folder / "model.safetensors", tensors)
-    (folder / "config.json").write_text(json.dumps(SMALL))
-    return folder
+    return small_llama(tmp_path / "small")
 
 
 def logits(path: Path) -> np.ndarray:
@@ -334,15 +297,10 @@ def test_a_signal_leaves_nothing(small: Path, tmp_path: Path, sent: signal.Signa
 
 
 def test_memory_stays_near_the_largest_weight(tmp_path: Path) -> None:
-    """24 matrices of 4 MB each, and the process grows by far less than their sum."""
+    """72 matrices of 2 or 4 MB, and the process grows by far less than their sum."""
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc")
-    folder = tmp_path / "src"
-    folder.mkdir()
-    size = 1024
-    config = {**SMALL, "hidden_size": size, "intermediate_size": size, "num_hidden_layers": 12, "vocab_size": 64}
-    (folder / "config.json").write_text(json.dumps(config))
-    write_safetensors(folder / "model.safetensors", _large(size, 12))
+    folder = small_llama(tmp_path / "src", hidden_size=1024, intermediate_size=1024, num_hidden_layers=12)
     code = """if True:
         import sys
         from pathlib import Path
@@ -358,17 +316,3 @@ def test_memory_stays_near_the_largest_weight(tmp_path: Path) -> None:
     assert written > 250
     assert grown < 80
     shutil.rmtree(tmp_path / "dst")
-
-
-def _large(size: int, layers: int) -> list[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    def tensor(name: str, *shape: int) -> tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]:
-        return f"{name}.weight", "F32", shape, lambda: np.ones(shape, np.float32)
-
-    tensors = [tensor("model.embed_tokens", 64, size), tensor("model.norm", size)]
-    for i in range(layers):
-        p = f"model.layers.{i}."
-        tensors += [tensor(p + name, size) for name in ("input_layernorm", "post_attention_layernorm")]
-        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
-            tensors.append(tensor(p + name, size, size))
-        tensors += [tensor(p + name, size // 2, size) for name in ("self_attn.k_proj", "self_attn.v_proj")]
-    return tensors
