@@ -13,6 +13,7 @@ import numpy as np
 
 from lutra import native
 from lutra.runtime import memory
+from lutra.runtime.cache import Cache
 from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
@@ -40,8 +41,7 @@ class Session:
         position = 2 * c.layers * c.kv_heads * c.head_dim * dtype.itemsize  # bytes
         self.n_ctx = _context(n_ctx, c.n_ctx, position)
         self.tokens: list[int] = []
-        # Pages are taken when they are first written: a long context costs nothing until it is used.
-        self._kv = np.empty((c.layers, 2, c.kv_heads, self.n_ctx, c.head_dim), dtype)
+        self._cache = Cache(c.layers, c.kv_heads, c.head_dim, self.n_ctx, dtype)
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
         self._logits = np.empty((plan.output_rows, model.n_vocab), np.float32)
@@ -52,7 +52,7 @@ class Session:
     def _bind(self) -> None:
         step, ffi = self._step, native.ffi
         step.space[native.SCRATCH] = ffi.cast("void *", self.model.scratch_address)
-        for space, array in ((native.IDS, self._ids), (native.LOGITS, self._logits), (native.KV, self._kv)):
+        for space, array in ((native.IDS, self._ids), (native.LOGITS, self._logits), (native.KV, self._cache.memory)):
             step.space[space] = ffi.cast("void *", array.ctypes.data)
         step.n_ctx = self.n_ctx
         step.cancel = ffi.cast("const int32_t *", self._cancel.ctypes.data)
@@ -127,14 +127,13 @@ class Session:
     def fork(self) -> Session:
         """Another session that continues from here on its own."""
         other = Session(self.model, self.n_ctx)
-        n = len(self.tokens)
-        other._kv[..., :n, :] = self._kv[..., :n, :]
+        other._cache.write(self._cache.read(len(self.tokens)))
         other.tokens = list(self.tokens)
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokens and cache to a file, whole or not at all."""
-        n, path = len(self.tokens), Path(path)
+        path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as f:
@@ -142,7 +141,7 @@ class Session:
                     f,
                     model=np.array(self.model.fingerprint),
                     tokens=np.array(self.tokens, np.int32),
-                    kv=self._kv[..., :n, :],
+                    kv=self._cache.read(len(self.tokens)),
                 )
             os.replace(temporary, path)
         finally:
@@ -165,10 +164,11 @@ class Session:
         n = len(tokens)
         if n > self.n_ctx:
             raise ContextLengthError(f"{path} holds {n} tokens, the context {self.n_ctx}")
-        shape = (*self._kv.shape[:3], n, self._kv.shape[4])
-        if tokens.shape != (n,) or kv.shape != shape or kv.dtype != self._kv.dtype:
+        due = self._cache.memory
+        shape = (*due.shape[:3], n, due.shape[4])
+        if tokens.shape != (n,) or kv.shape != shape or kv.dtype != due.dtype:
             raise CorruptModelError(f"{path}: a cache of {kv.dtype} {kv.shape} where {shape} is due")
-        self._kv[..., :n, :] = kv
+        self._cache.write(kv)
         self.tokens = tokens.tolist()
 
 

@@ -21,6 +21,7 @@ from kernel_cases import Case, Rows, Session
 
 from lutra import native
 from lutra.runtime import ops
+from lutra.runtime.cache import Cache
 from lutra.runtime.errors import CancelledError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 
@@ -105,16 +106,18 @@ class Call:
         ints, floats = ([v for v in values if isinstance(v, float) == wanted] for wanted in (False, True))
         self.op = native.Op(op, args, ints, floats, tail or behind_tail, False)
 
-    def make_cache(self, s: Session) -> np.ndarray | None:
-        """[layer][key, value][kv_head][position][head_dim], NaN wherever the op has no business."""
+    def make_cache(self, s: Session) -> Cache | None:
+        """What the op may read, and NaN wherever it has no business."""
         if s.keys is None:
             return None
         n_known, kv_heads, head_dim = s.keys.shape
-        size = (LAYERS, 2, kv_heads, self.n_ctx, head_dim)
-        cache = np.full(size, np.nan, s.keys.dtype)
+        cache = Cache(LAYERS, kv_heads, head_dim, self.n_ctx, s.keys.dtype)
+        cache.memory.fill(np.nan)
+        known = cache.read(n_known)
         for i, x in enumerate((s.keys, s.values)):
-            cache[self.case.attrs["layer"], i, :, :n_known] = x.transpose(1, 0, 2)
-        self.cache_before = cache.copy()
+            known[self.case.attrs["layer"], i] = x.transpose(1, 0, 2)
+        cache.write(known)
+        self.cache_before = cache.read(cache.memory.shape[3])
         return cache
 
     def run(self, engine: native.Engine, kernel: str | None = None) -> list[np.ndarray]:
@@ -122,7 +125,7 @@ class Call:
         assert kernel in (None, plan.kernels[0]), f"{kernel} is not what its own CPU level binds"
         step = new_step(plan, self.n_tokens, self.n_outputs, self.case.session.pos, self.n_ctx)
         if self.cache is not None:
-            step.space[native.KV] = native.ffi.cast("void *", self.cache.ctypes.data)
+            step.space[native.KV] = native.ffi.cast("void *", self.cache.memory.ctypes.data)
         plan.run(step)
         plan.close()
         return self.checked()
@@ -132,15 +135,17 @@ class Call:
             assert x.untouched(), f"input {i} was written to"
         for i, x in enumerate(self.outs):
             assert x.guards_untouched(), f"bytes around the rows of output {i} were written to"
-        if not self.writes_cache:
-            assert self.cache is None or self.cache.tobytes() == self.cache_before.tobytes(), "the cache was written"
+        if self.cache is None:
             return [x.array.copy() for x in self.outs]
-        here = np.s_[self.case.attrs["layer"], :, :, self.case.session.pos : self.case.session.pos + self.case.rows]
-        elsewhere = self.cache.copy()
-        elsewhere[here] = self.cache_before[here]
-        assert elsewhere.tobytes() == self.cache_before.tobytes(), "the cache was written to elsewhere"
-        known = self.case.session.pos + self.case.rows
-        return list(self.cache[self.case.attrs["layer"], :, :, :known].transpose(0, 2, 1, 3))
+        cache, layer, pos = self.cache.read(self.cache.memory.shape[3]), self.case.attrs["layer"], self.case.session.pos
+        written = cache[layer].copy()
+        if self.writes_cache:
+            here = np.s_[layer, :, :, pos : pos + self.case.rows]
+            cache[here] = self.cache_before[here]
+        assert cache.tobytes() == self.cache_before.tobytes(), "the cache was written to elsewhere"
+        if not self.writes_cache:
+            return [x.array.copy() for x in self.outs]
+        return list(written[:, :, : pos + self.case.rows].transpose(0, 2, 1, 3))
 
 
 def place(arg: Any) -> list[Guarded]:

@@ -7,15 +7,26 @@ static void convert(KV_TYPE *to, const float *from, int32_t n) {
     if (i < n) KV_STOREN(to + i, vloadn(from + i, n - i), n - i);
 }
 
+/* One position's keys go to one lane of their block's vectors. */
+static void scatter(KV_TYPE *keys, int32_t position, const float *from, int32_t n) {
+    KV_TYPE *lane = keys + (int64_t)(position / LANES) * LANES * n + position % LANES;
+    KV_TYPE converted[16];
+    for (int32_t i = 0; i < n; i += 16) {
+        const int32_t count = lt_min(16, n - i);
+        convert(converted, from + i, count);
+        for (int32_t j = 0; j < count; j++) lane[(int64_t)(i + j) * LANES] = converted[j];
+    }
+}
+
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
-    const int32_t layer = op->dim[0], kv_heads = op->dim[1], head_dim = op->dim[2];
+    const int32_t layer = op->dim[0], kv_heads = op->dim[1], n = op->dim[2];
     for (int32_t row = begin; row < end; row++) {
         const float *k = lt_row(op, step, 0, row), *v = lt_row(op, step, 1, row);
-        const int64_t at = (int64_t)(step->pos + row) * head_dim;
+        const int32_t position = step->pos + row;
         for (int32_t h = 0; h < kv_heads; h++) {
-            kv_head cache = kv_head_at(step, layer, kv_heads, h, head_dim);
-            convert(cache.keys + at, k + h * head_dim, head_dim);
-            convert(cache.values + at, v + h * head_dim, head_dim);
+            kv_head cache = kv_head_at(step, layer, kv_heads, h, n);
+            scatter(cache.keys, position, k + h * n, n);
+            convert(cache.values + (int64_t)position * n, v + h * n, n);
         }
     }
 }
