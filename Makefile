@@ -2,6 +2,7 @@
 # All that is built lies in build/, except the library itself, which Python looks for in native/.
 PYTHON ?= python3
 CC ?= cc
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 CMAKE = cmake -S native -DPython3_EXECUTABLE=$(shell command -v $(PYTHON))
 PYTEST = PYTHONPATH=build/pkg $(PYTHON) -m pytest
 SANITIZED = tests/test_kernels.py # what `make asan tests="..."` can widen
@@ -11,7 +12,7 @@ tests ?= $(SANITIZED)
 
 build: build/pkg/lutra
 	$(CMAKE) -B build/native -DCMAKE_BUILD_TYPE=Release
-	cmake --build build/native --parallel
+	cmake --build build/native --parallel $(JOBS)
 	install -m 755 build/native/liblutra.* native/
 	install -m 644 build/native/_api.py native/
 
@@ -30,13 +31,13 @@ lint:
 # has its own. Reports about code that was not built for the thread sanitizer (Python, OpenBLAS) are left out.
 asan: build
 	$(CMAKE) -B build/asan -DLUTRA_SANITIZE=address
-	cmake --build build/asan --parallel --target lutra
+	cmake --build build/asan --parallel $(JOBS) --target lutra
 	LUTRA_LIBRARY=build/asan/liblutra.so ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(PYTEST) $(tests)
 
 tsan: build
 	$(CMAKE) -B build/tsan -DLUTRA_SANITIZE=thread
-	cmake --build build/tsan --parallel --target lutra
+	cmake --build build/tsan --parallel $(JOBS) --target lutra
 	LUTRA_LIBRARY=build/tsan/liblutra.so TSAN_OPTIONS=ignore_noninstrumented_modules=1 OPENBLAS_NUM_THREADS=1 \
 		LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so) $(PYTEST) $(tests)
 

@@ -12,7 +12,7 @@ library=$PWD/build/arm/liblutra.so
 
 cmake -S native -B build/arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DPython3_EXECUTABLE="$(command -v "$python")"
-cmake --build build/arm --parallel
+cmake --build build/arm --parallel "$(getconf _NPROCESSORS_ONLN)"
 install -m 644 build/arm/_api.py native/
 
 if [ ! -e "$root/complete" ]; then

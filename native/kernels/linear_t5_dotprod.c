@@ -1,23 +1,10 @@
 /* linear_t5 with 16-byte vectors and SDOT: 4 rows of a block at a time, by byte products as t5.h describes. */
-#include <arm_neon.h>
-
-#include "t5.h"
-
-enum { QUARTER = 16, QUARTER_ROWS = 4, QUARTERS = T5_VECTOR / QUARTER };
-
-static inline int8x16_t broadcast4(const int8_t *p) {
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return vreinterpretq_s8_s32(vdupq_n_s32(word));
-}
-
-static inline int8x16_t load_fractions(const uint8_t *p) {
-    return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(0x80)));
-}
+#include "t5_neon.h"
 
 static void block_times_token(const uint8_t *data, const int8_t *codes, int32_t groups, int32_t sums[T5_ROWS]) {
     int32x4_t now[QUARTERS], next[QUARTERS];
     for (int q = 0; q < QUARTERS; q++) now[q] = next[q] = vdupq_n_s32(0);
+    const int8x16_t three = hidden3();
     for (int32_t g = 0; g < groups; g++) {
         int8x16_t f[QUARTERS];
         for (int q = 0; q < QUARTERS; q++)
@@ -26,7 +13,7 @@ static void block_times_token(const uint8_t *data, const int8_t *codes, int32_t 
             const int8x16_t a = broadcast4(codes + g * T5_GROUP + d * T5_BYTES);
             for (int q = 0; q < QUARTERS; q++) {
                 now[q] = vdotq_s32(now[q], f[q], a);
-                f[q] = vmulq_s8(f[q], vdupq_n_s8(3));
+                f[q] = vmulq_s8(f[q], three);
                 next[q] = vdotq_s32(next[q], f[q], a);
             }
         }

@@ -2,36 +2,14 @@
  *
  * The digit t times the code a stays within a byte; pairs are summed to 16 bits, which are widened before they can
  * reach 32768. */
-#include <arm_neon.h>
+#include "t5_neon.h"
 
-#include "t5.h"
-
-enum {
-    QUARTER = 16,
-    QUARTER_ROWS = 4,
-    QUARTERS = T5_VECTOR / QUARTER,
-    SAFE = 32767 / (2 * 128 * T5_DIGITS), /* groups whose pair sums fit 16 bits */
-};
-
-static inline int8x16_t broadcast4(const int8_t *p) {
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return vreinterpretq_s8_s32(vdupq_n_s32(word));
-}
-
-static inline int8x16_t load_fractions(const uint8_t *p) {
-    return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(0x80)));
-}
-
-/* The first digit of the fractions f. The comparisons give -1 for true. */
-static inline int8x16_t first_digit(int8x16_t f) {
-    const uint8x16_t above = vcgtq_s8(f, vdupq_n_s8(42)), below = vcltq_s8(f, vdupq_n_s8(-42));
-    return vreinterpretq_s8_u8(vsubq_u8(below, above));
-}
+enum { SAFE = 32767 / (2 * 128 * T5_DIGITS) }; /* groups whose pair sums fit 16 bits */
 
 static void block_times_token(const uint8_t *data, const int8_t *codes, int32_t groups, int32_t sums[T5_ROWS]) {
     int32x4_t total[QUARTERS];
     for (int q = 0; q < QUARTERS; q++) total[q] = vdupq_n_s32(0);
+    const int8x16_t three = hidden3();
     for (int32_t g = 0; g < groups;) {
         const int32_t stop = lt_min(g + SAFE, groups);
         int16x8_t pairs[QUARTERS];
@@ -44,7 +22,7 @@ static void block_times_token(const uint8_t *data, const int8_t *codes, int32_t 
                 const int8x16_t a = broadcast4(codes + g * T5_GROUP + d * T5_BYTES);
                 for (int q = 0; q < QUARTERS; q++) {
                     pairs[q] = vpadalq_s8(pairs[q], vmulq_s8(first_digit(f[q]), a));
-                    f[q] = vmulq_s8(f[q], vdupq_n_s8(3));
+                    f[q] = vmulq_s8(f[q], three);
                 }
             }
         }
