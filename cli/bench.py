@@ -49,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per test and number of threads."""
-    from lutra import native
+    from lutra.runtime.threads import default as default_threads
     from lutra.tools import bench
 
     if args.shape == "list":
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for row in bench.bench(
         model,
         tests,
-        threads=args.threads or [native.default_threads()],
+        threads=args.threads or [default_threads()],
         repeats=args.repetitions,
         depth=args.n_depth,
         name=name,

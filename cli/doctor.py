@@ -51,7 +51,7 @@ def examine() -> dict[str, Any]:
 
     from lutra import native
     from lutra.cli.main import version
-    from lutra.runtime import memory
+    from lutra.runtime import memory, threads
 
     return {
         "lutra": version(),
@@ -64,7 +64,7 @@ def examine() -> dict[str, Any]:
             "used": native.cpu_features(),
             "level": os.environ.get("LUTRA_CPU") or None,
         },
-        "threads": {"default": native.default_threads(), "why": _why_threads(native.default_threads())},
+        "threads": {"default": threads.default(), "why": threads.reason()},
         "memory": {"total": _total_memory(), "available": memory.available()},
         "kernels": _chosen_kernels(),
         "built_in_model": _built_in(),
@@ -90,21 +90,11 @@ def _cpu_name() -> str:
 
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-        name = fields.get("model name") or fields.get("Model")
+            fields = [line.partition(":") for line in lines]
+        names = {name.strip(): value.strip() for name, _, value in fields}
     except OSError:
-        name = None
-    return name or platform.processor() or platform.machine()
-
-
-def _why_threads(n: int) -> str:
-    cpus = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus
-    if n < allowed:
-        return f"the control group's quota, of {allowed} CPUs"
-    if allowed < cpus:
-        return f"the CPUs this process may run on, of {cpus}"
-    return "all CPUs"
+        names = {}
+    return names.get("model name") or names.get("Model") or platform.processor() or platform.machine()
 
 
 def _total_memory() -> int | None:

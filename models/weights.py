@@ -7,7 +7,8 @@ An architecture's NAMES say which tensors make up a role. Rows of several tensor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -58,6 +59,16 @@ class Planned:
         if self.biased:
             parts["bias"] = (np.float32, self.shape[:1])
         return {f"{self.role}.{part}": what for part, what in parts.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its parts."""
+        return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.parts().values())
+
+    @property
+    def mapped(self) -> bool:
+        """Whether pack() takes no memory: one float matrix is used where it lies in its file."""
+        return len(self.stems) == 1 and self.format in ("f32", "f16", "bf16")
 
     def pack(self, checkpoint: Checkpoint) -> Weight:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
@@ -205,7 +216,7 @@ def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[in
     return packed.check(role)
 
 
-def by_layer(weights: dict[str, Weight], arch: ModuleType, config: Any) -> SimpleNamespace:
+def by_layer(weights: Mapping[str, Weight | Planned], arch: ModuleType, config: Any) -> SimpleNamespace:
     """Weights as forward() names them: w.embed, w.layers[0].qkv. A missing head is the embedding (tied).
 
     Raises CorruptModelError for a weight that is missing or has another shape than the configuration says.

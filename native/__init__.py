@@ -14,7 +14,7 @@ import numpy as np
 from lutra.native import _api
 from lutra.runtime.errors import CancelledError, LutraError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "default_threads", "kernels", "top_k"]
+__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "kernels", "top_k"]
 
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
@@ -85,16 +85,6 @@ def _allowed() -> int:
     return lib.lt_cpu_features() & (feature_mask(level) if level else ~0 & 0xFFFFFFFF)
 
 
-def default_threads() -> int:
-    """The CPUs this process may run on, within its control group's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or no limit
-        return count
-
-
 def kernels() -> dict[str, bool]:
     """Every kernel in the library, weakest first, and whether this CPU can run it."""
     allowed = _allowed()
@@ -120,8 +110,8 @@ def _pointer(kind: str, array: np.ndarray) -> Any:
 class Engine:
     """A pool of threads. Free it with close(), after its plans."""
 
-    def __init__(self, threads: int | None = None, features: int | None = None):
-        self.threads = threads or default_threads()
+    def __init__(self, threads: int, features: int | None = None):
+        self.threads = threads
         found = ffi.new("lt_engine **")
         status = lib.lt_engine_new(self.threads, _allowed() if features is None else features, found)
         if status == lib.LT_BAD_ARGUMENT:

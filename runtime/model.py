@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +18,9 @@ from lutra import native
 from lutra.models import weights as weights_of
 from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.tokenizer import Tokenizer, load_tokenizer
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime import memory
+from lutra.runtime import threads as threads_of_machine
+from lutra.runtime.errors import CorruptModelError, ModelClosedError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 from lutra.runtime.graph import Graph, StateSymbol, Symbol
 from lutra.runtime.plan import ALIGN, Plan
@@ -60,8 +63,9 @@ class Model:
         if kv_type not in ("f32", "f16"):
             raise ValueError(f"kv_type is f32 or f16, not {kv_type!r}")
         self.arch, self.config, self.weights, self.kv_type = arch, config, weights, kv_type
-        self.engine = engine or native.Engine(threads)
+        self.engine = engine or native.Engine(threads_of_machine.default() if threads is None else threads)
         self.closed = False
+        self._turn = threading.Lock()  # held while a step runs: close() must not pull the plan from under it
         try:
             self.plan = self._plan()
         except ValueError as error:
@@ -81,6 +85,9 @@ class Model:
         if checkpoint.kind == "lutra":
             weights = weights_of.read_packed(checkpoint)
         else:
+            planned = weights_of.plan_roles(checkpoint, arch.NAMES, config.layers)
+            nbytes = sum(p.nbytes for p in planned if not p.mapped)
+            memory.require(nbytes, "packing this model", "convert it: a converted model is mapped, not packed")
             weights = dict(weights_of.pack_roles(checkpoint, arch.NAMES, config.layers))
         model = cls(arch, config, weights, **options)
         model._checkpoint = checkpoint
@@ -144,12 +151,20 @@ class Model:
         """A new session with room for n_ctx tokens; None: as many as the model knows."""
         return Session(self, n_ctx)
 
+    def run(self, step: Any) -> None:
+        """Run one step of a session. Raises ModelClosedError, CancelledError."""
+        with self._turn:
+            if self.closed:
+                raise ModelClosedError("the model is closed")
+            self.plan.native.run(step)
+
     def close(self) -> None:
-        """End the threads and free the plan. Sessions can run no more."""
-        if not self.closed:
-            self.closed = True
-            self.plan.native.close()
-            self.engine.close()
+        """End the threads and free the plan, after the step that is running. Sessions can run no more."""
+        with self._turn:
+            if not self.closed:
+                self.closed = True
+                self.plan.native.close()
+                self.engine.close()
 
     def __enter__(self) -> Model:
         return self

@@ -18,7 +18,6 @@ from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
     LutraError,
-    ModelClosedError,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ class Session:
     def _feed(self, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
         ids = self._checked(tokens)
         before = len(self.tokens)
+        self._cancel[0] = 0
         plan, found = self.model.plan, []
         rows = plan.rows if n_outputs == 1 else plan.output_rows
         try:
@@ -90,8 +90,6 @@ class Session:
         return np.concatenate(found) if found else self._logits[:1]
 
     def _checked(self, tokens: Sequence[int]) -> np.ndarray:
-        if self.model.closed:
-            raise ModelClosedError("the model is closed")
         ids = np.asarray(tokens)
         if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
             raise ValueError("tokens are a sequence of at least one integer")
@@ -107,12 +105,10 @@ class Session:
     def _run(self, ids: np.ndarray, n_outputs: int) -> None:
         self._ids[: len(ids)] = ids
         self._step.n_tokens, self._step.n_outputs, self._step.pos = len(ids), n_outputs, len(self.tokens)
-        self._cancel[0] = 0
-        run = self.model.plan.native.run
         if len(ids) < INTERRUPTIBLE:
-            run(self._step)
+            self.model.run(self._step)
         else:
-            _run_interruptibly(lambda: run(self._step), self.cancel)
+            _run_interruptibly(lambda: self.model.run(self._step), self.cancel)
 
     def cancel(self) -> None:
         """From another thread: make a feed() that is running return at once, with CancelledError."""

@@ -46,7 +46,7 @@ COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
-DTYPES = {np.uint8: "U8", np.int8: "I8", np.uint16: "U16", np.float16: "F16", np.float32: "F32"}
+DTYPES: dict[type, str] = {np.uint8: "U8", np.int8: "I8", np.uint16: "U16", np.float16: "F16", np.float32: "F32"}
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def convert(
 
 def _tensors(plan: list[Planned]) -> Iterator[Tensor]:
     for index, p in enumerate(plan):
-        nbytes = sum(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in p.parts().values())
-        yield Tensor(index, len(plan), p.role, p.shape, p.format or "f32", nbytes)
+        yield Tensor(index, len(plan), p.role, p.shape, p.format or "f32", p.nbytes)
 
 
 def _report(tensors: tuple[Tensor, ...], source_nbytes: int, seconds: float) -> Report:

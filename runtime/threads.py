@@ -1,0 +1,57 @@
+"""How many threads to run with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["default", "reason"]
+
+_SYSTEM = Path("/sys")
+
+
+def default() -> int:
+    """One thread per physical performance core that this process may use, within its control group's quota."""
+    return _decide()[0]
+
+
+def reason() -> str:
+    """Why ``default()`` is what it is, in words."""
+    return _decide()[1]
+
+
+def _decide() -> tuple[int, str]:
+    allowed = _affinity()
+    fast = allowed & (_cpu_list("devices/cpu_core/cpus") or allowed) or allowed  # Intel's hybrids name their P-cores
+    siblings = (_cpu_list(f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or {cpu} for cpu in fast)
+    count = len(set(map(frozenset, siblings)))
+    kind = "performance cores" if fast != allowed else "cores"
+    why = f"{count} {kind} of {len(allowed)} CPUs that this process may use"
+    quota = _quota()
+    if quota is not None and quota < count:
+        return quota, f"{why}, limited to {quota} by its control group"
+    return count, why
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _cpu_list(file: str) -> set[int]:
+    """The CPUs of a list like "0-3,8"; none where there is no such file."""
+    try:
+        ranges = [part.split("-") for part in (_SYSTEM / file).read_text().strip().split(",")]
+        return {cpu for part in ranges for cpu in range(int(part[0]), int(part[-1]) + 1)}
+    except (OSError, ValueError):
+        return set()
+
+
+def _quota() -> int | None:
+    """CPUs' worth of time that the control group allows, at least 1; None without a limit."""
+    try:
+        quota, period = (_SYSTEM / "fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
