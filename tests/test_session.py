@@ -176,3 +176,24 @@ def test_a_closed_model_says_so():
     m.close()
     with pytest.raises(ModelClosedError):
         session.feed([1])
+
+
+def test_close_waits_for_the_step_that_runs():
+    m = tiny.model(bitnet, threads=2)
+    session, closed = m.session(), threading.Event()
+
+    def feed_until_closed():
+        try:
+            while True:
+                session.feed(IDS)
+                session.rewind(0)
+        except ModelClosedError:
+            closed.set()
+
+    thread = threading.Thread(target=feed_until_closed)
+    thread.start()
+    time.sleep(0.05)
+    m.close()
+    thread.join(10)
+    assert closed.is_set()
+
