@@ -45,6 +45,7 @@ struct lt_engine {
 static uint32_t number_of(uint64_t tickets) { return (uint32_t)(tickets >> 32); }
 static int32_t ranges_of(uint64_t tickets) { return (int32_t)(tickets >> 16 & 0xffff); }
 static int32_t drawn_of(uint64_t tickets) { return (int32_t)(tickets & 0xffff); }
+static int has_range(uint64_t ticket) { return drawn_of(ticket) < ranges_of(ticket); }
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -63,8 +64,8 @@ static inline void relax(void) {
 /* Either the publisher sees the sleeper or the sleeper sees what was published: both write first, then read, all
  * sequentially consistent. The mutex closes the window between a sleeper's last look and its sleep. */
 static void publish(lt_engine *e, int32_t ranges) {
-    const uint64_t number = number_of(atomic_load(&e->tickets)) + 1;
-    atomic_store(&e->tickets, number << 32 | (uint64_t)ranges << 16);
+    const uint32_t number = number_of(atomic_load(&e->tickets)) + 1; /* wraps, after some days */
+    atomic_store(&e->tickets, (uint64_t)number << 32 | (uint64_t)ranges << 16);
     if (atomic_load(&e->sleepers) == 0) return;
     pthread_mutex_lock(&e->bed);
     pthread_cond_broadcast(&e->wake);
@@ -114,19 +115,18 @@ static void run_range(lt_engine *e, int32_t i) {
     if (atomic_fetch_add(&e->finished, 1) + 1 == ranges) end_stage(e);
 }
 
-/* Draws one ticket and runs its range; returns the number of the stage that has no more, or 0. */
-static uint32_t work(lt_engine *e) {
+/* Draws one ticket, and runs its range if it has one. */
+static uint64_t work(lt_engine *e) {
     const uint64_t ticket = atomic_fetch_add(&e->tickets, 1);
-    if (drawn_of(ticket) >= ranges_of(ticket)) return number_of(ticket);
-    run_range(e, drawn_of(ticket));
-    return 0;
+    if (has_range(ticket)) run_range(e, drawn_of(ticket));
+    return ticket;
 }
 
 static void *worker(void *engine) {
     lt_engine *e = engine;
     while (!atomic_load(&e->ending)) {
-        const uint32_t idle = work(e);
-        if (idle) await_publication(e, idle);
+        const uint64_t ticket = work(e);
+        if (!has_range(ticket)) await_publication(e, number_of(ticket));
     }
     return NULL;
 }
@@ -137,10 +137,10 @@ int32_t lt_engine_run(lt_engine *e, const lt_job *job) {
     e->result = LT_OK;
     begin_stage(e, 0);
     for (;;) {
-        const uint64_t tickets = atomic_load(&e->tickets);
-        if (ranges_of(tickets) == 0) break; /* the end was published */
-        const uint32_t idle = work(e);
-        if (idle) await_publication(e, idle);
+        const uint64_t ticket = work(e);
+        if (has_range(ticket)) continue;
+        if (ranges_of(ticket) == 0) break; /* the end was published */
+        await_publication(e, number_of(ticket));
     }
     const int32_t result = e->result;
     pthread_mutex_unlock(&e->turn);
@@ -164,7 +164,7 @@ int32_t lt_engine_new(int32_t threads, uint32_t features, lt_engine **engine) {
     e->threads = threads;
     e->features = features & lt_cpu_features();
     e->spins = threads <= sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 1;
-    atomic_init(&e->tickets, (uint64_t)1 << 32); /* 0 is no stage's number */
+    atomic_init(&e->tickets, 0);
     e->workers = calloc((size_t)threads, sizeof *e->workers);
     if (e->workers == NULL) goto no_workers;
     if (pthread_mutex_init(&e->turn, NULL)) goto no_turn;

@@ -33,7 +33,7 @@ LAYERS = 3  # of the cache in these tests
 @pytest.fixture(autouse=True)
 def watchdog():
     """A deadlock ends the test run with the stack of every thread."""
-    faulthandler.dump_traceback_later(600, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(180, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -434,9 +434,9 @@ def test_engines_come_and_go(quick):
             time.sleep(0.02)  # closed while its workers sleep
         own.close()
     deadline = time.monotonic() + 10  # a thread that was waited for may be counted for a moment more
-    while thread_count() != before and time.monotonic() < deadline:
+    while thread_count() > before and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert thread_count() == before
+    assert thread_count() <= before
 
 
 def thread_count() -> int:
