@@ -148,7 +148,9 @@ class Plan:
         found, failed = ffi.new("lt_plan **"), ffi.new("int32_t *")
         status = lib.lt_plan_new(engine.handle, table, len(ops), found, failed)
         if status == lib.LT_NO_KERNEL:
-            raise UnsupportedModelError(f"no kernel for {ops[failed[0]].name} on this CPU")
+            name = ops[failed[0]].name
+            known = any(kernel.rpartition("_")[0] == name for kernel in kernels())
+            raise UnsupportedModelError(f"no kernel for {name}" + (" that this CPU can run" if known else ""))
         if status == lib.LT_BAD_ARGUMENT:
             raise ValueError("a plan needs ops, the first of them joined to none")
         if status:
