@@ -461,8 +461,8 @@ class Log:
 class Run:
     """One training run in its work directory: the model, what changes it, and how far it has come.
 
-    `seconds` is training time. A step during which the process was stopped or starved counts at
-    most twice the usual, so that `--minutes` buys about the same training on a busy machine.
+    `seconds` is training time. A step that was stopped or starved counts little more than the fast
+    ones do, so that `--minutes` buys about the same training on a busy machine, only later.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -476,7 +476,7 @@ class Run:
         self.model = BitNet(shape_of(args, self.tokenizer))
         self.optimizers = optimizers(self.model, args)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.times: list[float] = []
+        self.times: list[float] = []  # seconds of each step since the start, sorted
         self.path = args.work / "checkpoint.pt"
         if self.path.exists():
             self.load()
@@ -500,8 +500,8 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         took = time.perf_counter() - began
-        self.times = [*self.times[-50:], took]
-        self.seconds += min(took, 2 * statistics.median(self.times))
+        bisect.insort(self.times, took)
+        self.seconds += min(took, 1.25 * self.times[len(self.times) // 10])
         self.tokens += ids.numel()
         self.step += 1
         return loss.item()
@@ -514,7 +514,7 @@ class Run:
             losses.append(self.learn(*next(batches)))
             if self.step % self.args.log_every == 0:
                 self.report(statistics.mean(losses))
-                losses.clear()
+                losses = []
             if time.monotonic() - saved_at > 60 * self.args.save_minutes:
                 self.save()
                 self.judge(self.heldout[:48])
@@ -523,7 +523,7 @@ class Run:
         self.judge(self.heldout)
 
     def report(self, loss: float) -> None:
-        speed = self.args.rows * self.args.context / statistics.median(self.times)
+        speed = self.tokens / self.step / statistics.median(self.times)
         self.log(
             f"step {self.step} {self.done():6.1%} loss {loss:.4f} "
             f"{self.tokens / 1e6:.2f} M tokens {speed:,.0f} tokens/s"
