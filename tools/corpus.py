@@ -393,15 +393,18 @@ def topic(story: str, rng: random.Random) -> str | None:
 
 
 def ask_for(story: str, rng: random.Random) -> Talk:
-    """A request that the story answers: by topic, for any story, or to finish it."""
+    """A request that the story answers: by topic, for any story, to finish it, or just its first words."""
     about, kind = topic(story, rng), rng.random()
+    if kind > 0.8:
+        opening = " ".join(story.split(" ")[: rng.choice([2, 3, 4, 4, 4, 5, 6, 8, 12])])
+        return [("user", opening.rstrip(",")), ("assistant", story[len(opening) :])]
     start = re.match(r"(?:[^.!?]+[.!?]+\s+){1,3}(?=[A-Z])", story)
     if kind < 0.12 and start and len(start[0]) < 250:
         request = rng.choice(either(FINISH)).format(start[0].strip())
         return [("user", request), ("assistant", story[start.end() :])]
     request = (
         rng.choice(either(REQUESTS)).format(about)
-        if about and kind < 0.9
+        if about and kind < 0.7
         else rng.choice(either(ANYTHING))
     )
     return [("user", careless(request, rng)), ("assistant", story)]
