@@ -6,7 +6,7 @@
  *
  *     256 sum(a t) = 3 sum(a f) - sum(a f')
  *
- * in integers that may wrap, because the result, sum(a t), needs fewer than 24 bits while K <= T5_MAX_K. Where
+ * in integers that may wrap, because the result, sum(a t), is below 2^23 while K <= 65536. Where
  * a byte product is slow, the digit is (f > 42) - (f < -42) instead.
  *
  * linear_t5(y, codes, scale, sum, data, row_scale): y = (codes . t) * (scale * row_scale), codes as quantize makes
