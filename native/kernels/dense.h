@@ -27,6 +27,7 @@ static inline __attribute__((always_inline)) void tile(const lt_op *op, const lt
     int32_t i = 0;
     for (; i + 16 <= n; i += 16)
         for (int r = 0; r < rows; r++) {
+            if (tokens == 1) __builtin_prefetch(w[r] + i + (int64_t)rows * n); /* the rows that come next */
             f32x16 weight = LOAD(w[r] + i);
             for (int t = 0; t < tokens; t++) acc[r][t] = vfma(weight, vload(x[t] + i), acc[r][t]);
         }

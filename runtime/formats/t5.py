@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from lutra.runtime.errors import UnsupportedModelError
 from lutra.runtime.formats import Coded
 
 ROWS, BYTES, DIGITS = 16, 4, 5
 GROUP = BYTES * DIGITS
+MAX_COLS = 65536  # kernels sum 256 times a result in 32 bits (native/kernels/t5.h)
 INT8 = True
 
 _BYTE = (128 + np.floor_divide(2 * 256 * np.arange(-121, 122) + 243, 2 * 243)).astype(np.uint8)  # u, by m + 121
@@ -27,7 +29,9 @@ _AT_ONCE = 8  # blocks packed together: few enough to stay in cache
 
 
 def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """The parts of a [rows, cols] matrix."""
+    """The parts of a [rows, cols] matrix. Raises UnsupportedModelError for rows that are too long to sum exactly."""
+    if cols > MAX_COLS:
+        raise UnsupportedModelError(f"t5 holds rows of at most {MAX_COLS} weights, not {cols}")
     blocks, groups = -(-rows // ROWS), -(-cols // GROUP)
     return {"data": (np.uint8, (blocks, groups * ROWS * BYTES)), "scale": (np.float32, (blocks * ROWS,))}
 
