@@ -25,6 +25,7 @@ test: build
 
 lint:
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
 # Python itself knows nothing of the sanitizer, so its run-time library comes first, and leaks are not counted: CPython

@@ -1,8 +1,8 @@
 """lutra: low-bit language models on ordinary CPUs.
 
-    from lutra import LLM
-    llm = LLM()                     # the built-in model; or a path
-    print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
+from lutra import LLM
+llm = LLM()                     # the built-in model; or a path
+print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 """
 
 from typing import TYPE_CHECKING, Any

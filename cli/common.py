@@ -36,7 +36,7 @@ __all__ = [
     "usage_errors",
 ]
 
-SLOW_LOAD = 3.0  # seconds after which converting is worth a word
+SLOW_LOAD = 1.0  # seconds; a converted model takes far less
 
 # A model's generation_config.json -> ours.
 SUGGESTED = {
@@ -97,17 +97,21 @@ def add_output_arguments(parser: Parser) -> argparse._ArgumentGroup:
 @contextmanager
 def open_model(args: argparse.Namespace, path: str | None) -> Iterator[tuple[Model, Path]]:
     """The model at ``path`` (None: the built-in one) as the flags ask, and where it lies."""
-    import time
+    import shlex
+    import threading
 
     from lutra.runtime.llm import resolve
     from lutra.runtime.model import Model
 
     found = resolve(path)
-    started = time.perf_counter()
-    with Model.load(found, threads=args.threads or None, kv_type=args.cache_type) as model:
-        seconds = time.perf_counter() - started
-        if seconds > SLOW_LOAD:
-            note(f"packed the weights in {seconds:.0f} s; `lutra convert {found}` makes that unnecessary")
+    advice = f"packing the weights; after `lutra convert {shlex.quote(str(found))}` that is done once and for all"
+    timer = threading.Timer(SLOW_LOAD, note, [advice])
+    timer.start()
+    try:
+        model = Model.load(found, threads=args.threads or None, kv_type=args.cache_type)
+    finally:
+        timer.cancel()
+    with model:
         yield model, found
 
 

@@ -75,12 +75,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """The model's path, if one is given, and the words of the prompt."""
-    if args.model is not None or not args.words:
+    """The model's path, if any, and the words of the prompt. A flag goes before a word, that before the environment."""
+    from_environment = args.model == os.environ.get("LUTRA_ARG_MODEL")
+    if not args.words or (args.model is not None and not from_environment):
         return args.model, args.words
     first, rest = args.words[0], args.words[1:]
     if os.path.exists(first):
         return first, rest
+    if args.model is not None:
+        return args.model, args.words
     if re.fullmatch(r"[^\s/]*(/[^\s/]+)+/?|\S+\.(bin|gguf|safetensors)", first):
         raise ModelNotFoundError(f"there is no model at {first}", "if it is the prompt, give it with -p")
     return None, args.words

@@ -73,9 +73,7 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = eos_ids
 
-    def encode(
-        self, text: str, add_bos: bool | None = None, parse_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``.
 
         ``add_bos``: True puts ``bos_id`` first where there is one, None does as the checkpoint
@@ -155,9 +153,7 @@ class Tokenizer:
         tools, kwargs = chat.mark([tools, kwargs], control)
         # What the model said itself keeps its <think> and <tool_call>: templates look for them.
         messages = [chat.mark(m, special if _is_answer(m) else control) for m in messages]
-        text = self.apply_chat_template(
-            messages, add_generation_prompt, tools, chat_template=template, **kwargs
-        )
+        text = self.apply_chat_template(messages, add_generation_prompt, tools, chat_template=template, **kwargs)
         ids: list[int] = []
         for piece, from_user in chat.split_marked(_without_surrogates(text)):
             ids += self._encode_piece(piece, from_user, start=not ids)
@@ -318,9 +314,7 @@ def _load_backend(path: Path, files: _Files) -> Backend:
         return _HuggingFace(file, files)
     if (file := path / "tokenizer.model").is_file():
         return _SentencePiece(file, files)
-    raise ModelNotFoundError(
-        f"no tokenizer in {path}", hint="it should hold tokenizer.json or tokenizer.model"
-    )
+    raise ModelNotFoundError(f"no tokenizer in {path}", hint="it should hold tokenizer.json or tokenizer.model")
 
 
 def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | None:
@@ -333,9 +327,7 @@ def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | 
     return next(iter(_ids(files.config.get("bos_token_id"))), None)
 
 
-def _eos_ids(
-    backend: Backend, files: _Files, named: Mapping[str, str], bos_id: int | None
-) -> frozenset[int]:
+def _eos_ids(backend: Backend, files: _Files, named: Mapping[str, str], bos_id: int | None) -> frozenset[int]:
     ids = _ids(files.generation.get("eos_token_id")) | _ids(files.config.get("eos_token_id"))
     text_config = files.config.get("text_config")
     if isinstance(text_config, dict):

@@ -1,14 +1,14 @@
 """Every error a caller can act on, each with the process exit code the command line gives it."""
 
 __all__ = [
-    "LutraError",
-    "ModelNotFoundError",
-    "UnsupportedModelError",
-    "CorruptModelError",
-    "ContextLengthError",
-    "OutOfMemoryError",
-    "ModelClosedError",
     "CancelledError",
+    "ContextLengthError",
+    "CorruptModelError",
+    "LutraError",
+    "ModelClosedError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "UnsupportedModelError",
 ]
 
 

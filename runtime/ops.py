@@ -189,9 +189,7 @@ def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head
 
 
 @op(lambda q, *_, **__: [(q.shape[1], f32)], suffix=_kv_suffix, local=False)
-def attention(
-    q: Array, state: Any, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
-) -> Array:
+def attention(q: Array, state: Any, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float) -> Array:
     """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups."""
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
     scores = np.einsum("qhd,phd->hqp", q.reshape(len(q), heads, head_dim), keys) * f32(scale)

@@ -32,9 +32,7 @@ class Plan:
     runs one step at a time.
     """
 
-    def __init__(
-        self, engine: native.Engine, graph: Graph, ids: Symbol, logits: Symbol, rows: int, output_rows: int
-    ):
+    def __init__(self, engine: native.Engine, graph: Graph, ids: Symbol, logits: Symbol, rows: int, output_rows: int):
         self.rows, self.output_rows = rows, output_rows
         passes.prune(graph, logits)
         stages = passes.stages(graph)

@@ -119,9 +119,7 @@ def _recent(history: Sequence[int], params: SamplingParams) -> Counter[int]:
     return Counter(history if params.repeat_last_n < 0 else history[-params.repeat_last_n :])
 
 
-def _candidates(
-    logits: np.ndarray, highest: float, params: SamplingParams
-) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(logits: np.ndarray, highest: float, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
     """Token ids that pass the filters, and float64 weights proportional to their chances."""
     tokens, mass = _pool(logits, highest, params)
     if params.top_k > 0 or params.top_p < 1:
@@ -153,4 +151,3 @@ def _pool(logits: np.ndarray, highest: float, params: SamplingParams) -> tuple[n
         # All tokens below this one's weight together weigh less than what top-p leaves out.
         floor = max(floor, highest + math.log((1 - params.top_p) * mass / len(logits)))
     return np.flatnonzero(logits >= floor), mass
-

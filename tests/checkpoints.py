@@ -57,9 +57,7 @@ def dense_llama(
     return reference(folder)
 
 
-def bitnet_online(
-    folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
-) -> PreTrainedModel:
+def bitnet_online(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """BitNet b1.58 2B-4T's architecture with latent weights, as its ``-bf16`` release."""
     model = _bitnet(seed, **config).to(dtype)
     _set_quantization(model, linear_class="autobitlinear", quantization_mode="online")
@@ -101,9 +99,7 @@ def one_bit_llm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedMode
     )
     settings = json.loads((work / "config.json").read_text())
     del settings["quantization_config"]
-    settings.update(
-        model_type="llama", architectures=["BitnetForCausalLM"], weight_bits=1, input_bits=8
-    )
+    settings.update(model_type="llama", architectures=["BitnetForCausalLM"], weight_bits=1, input_bits=8)
     (folder / "config.json").write_text(json.dumps(settings))
     as_transformers_4(folder)
     return model

@@ -360,8 +360,8 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
 
 
 def attention_bound(q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, scale: float) -> np.ndarray:
-    """A score is off by a rounding for each of its products; a weight, e^(score - most), by that twice and those of e^x;
-    then there is a sum over positions above and one below the line, rescaled once a tile."""
+    """A score is off by a rounding for each of its products; a weight, e^(score - most), by that twice and those of
+    e^x; then there is a sum over positions above and one below the line, rescaled once a tile."""
     positions, kv_heads, head_dim = keys.shape
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
     size = np.einsum("qhd,phd->hqp", np.abs(q.astype(float)).reshape(len(q), heads, head_dim), k).max(axis=2) * scale

@@ -196,6 +196,7 @@ def test_flags_come_from_the_environment(lutra: Any, model: str) -> None:
         assert lutra("run", "-m", model, "x", "--temp", "0", **{name: "3"}) == short
     assert lutra("run", "-m", model, "x", *GREEDY, LUTRA_ARG_MAX_TOKENS="3") == lutra("run", "-m", model, "x", *GREEDY)
     assert lutra("run", "x", *GREEDY, LUTRA_ARG_MODEL=model) == lutra("run", "-m", model, "x", *GREEDY)
+    assert lutra("run", model, "x", *GREEDY, LUTRA_ARG_MODEL="nowhere") == lutra("run", "-m", model, "x", *GREEDY)
     assert " tokens · " in lutra("run", "-m", model, "x", *GREEDY, LUTRA_ARG_VERBOSE="on").err
     assert lutra("run", "-m", model, "x", *GREEDY, LUTRA_ARG_VERBOSE="0").err == ""
     for name, value in {"VERBOSE": "maybe", "THREADS": "many", "CACHE_TYPE": "q4"}.items():

@@ -77,9 +77,7 @@ def write_hf(folder: Path, config: object, tensors: dict[str, np.ndarray]) -> No
 
 def sample_arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    arrays = {
-        f"some.{name}": rng.integers(0, 2, (3, 5)).astype(dtype) for name, dtype in DTYPES.items()
-    }
+    arrays = {f"some.{name}": rng.integers(0, 2, (3, 5)).astype(dtype) for name, dtype in DTYPES.items()}
     arrays["some.BF16"] = np.arange(15, dtype=np.uint16).reshape(3, 5).view(BF16)
     arrays["scalar"] = np.array(7, np.int64)
     arrays["empty"] = np.empty((0, 4), np.float32)
@@ -91,9 +89,7 @@ def sample_arrays() -> dict[str, np.ndarray]:
 
 def test_written_file_comes_back_through_our_reader(tmp_path: Path) -> None:
     arrays, path = sample_arrays(), tmp_path / "x.safetensors"
-    write_safetensors(
-        path, [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()], {"who": "lutra"}
-    )
+    write_safetensors(path, [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()], {"who": "lutra"})
     file = SafetensorsFile(path)
     assert file.metadata == {"who": "lutra"}
     assert file.entries.keys() == arrays.keys()
@@ -157,9 +153,7 @@ def test_writer_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
         return lambda: np.full(size, i, np.uint8)
 
     tracemalloc.start()
-    write_safetensors(
-        tmp_path / "x.safetensors", [(f"t{i}", "U8", (size,), part(i)) for i in range(16)]
-    )
+    write_safetensors(tmp_path / "x.safetensors", [(f"t{i}", "U8", (size,), part(i)) for i in range(16)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * size
@@ -208,9 +202,7 @@ def test_writer_refuses_contradictions(tmp_path: Path, tensors: list[Any]) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_noticed_before_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(LutraError, match="0 MB free and the file needs 5 MB"):
         write_safetensors(tmp_path / "x.safetensors", [("a", "U8", (5_000_000,), lambda: 1 / 0)])
@@ -548,18 +540,13 @@ CONFIG_KEYS = [
 ]
 QUANTIZATION = st.fixed_dictionaries(
     {"quant_method": st.just("bitnet")},
-    optional={
-        key: JSON
-        for key in ("linear_class", "quantization_mode", "modules_to_not_convert", "use_rms_norm")
-    },
+    optional={key: JSON for key in ("linear_class", "quantization_mode", "modules_to_not_convert", "use_rms_norm")},
 )
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(config=st.dictionaries(st.sampled_from(CONFIG_KEYS), JSON | QUANTIZATION))
-def test_any_config_opens_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]
-) -> None:
+def test_any_config_opens_or_is_refused(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzzed"
     if not folder.exists():
         folder.mkdir()
@@ -794,9 +781,7 @@ def test_the_two_meanings_of_weight_scale(tmp_path: Path) -> None:
         ({Q_PROJ: np.ones((4, 4), np.float32)}, "but no .*weight_scale"),
     ],
 )
-def test_damaged_bitnet_is_corrupt(
-    tmp_path: Path, tensors: dict[str, np.ndarray], says: str
-) -> None:
+def test_damaged_bitnet_is_corrupt(tmp_path: Path, tensors: dict[str, np.ndarray], says: str) -> None:
     with pytest.raises(CorruptModelError, match=says):
         bitnet_folder(tmp_path, tensors).tensor(Q_PROJ)
 
@@ -811,9 +796,7 @@ def test_latents_that_are_not_finite_are_corrupt(tmp_path: Path, latent: float) 
         checkpoint.tensor(Q_PROJ)
 
 
-def test_latents_of_zero_and_of_many_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_of_zero_and_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latent = np.random.default_rng(0).standard_normal((37, 16)).astype(np.float32)
     latents = {Q_PROJ: latent, "model.layers.0.self_attn.k_proj.weight": latent * 0}
     checkpoint = bitnet_folder(tmp_path, latents, **ONLINE)
@@ -835,9 +818,7 @@ def test_latents_of_zero_and_of_many_blocks(
         ({"quantization_mode": "sideways"}, "sideways"),
     ],
 )
-def test_unknown_bitnet_is_unsupported(
-    tmp_path: Path, quantization: dict[str, Any], says: str
-) -> None:
+def test_unknown_bitnet_is_unsupported(tmp_path: Path, quantization: dict[str, Any], says: str) -> None:
     with pytest.raises(UnsupportedModelError, match=says):
         bitnet_folder(tmp_path, {}, **quantization)
 
@@ -864,9 +845,7 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
         ({}, "q.qweight", "GPTQ"),
     ],
 )
-def test_other_encodings_are_refused_by_name(
-    tmp_path: Path, config: dict[str, Any], tensor: str, says: str
-) -> None:
+def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, Any], tensor: str, says: str) -> None:
     tensors = {name: np.ones(2, np.float32) for name in tensor.split()}
     write_hf(tmp_path, {"model_type": "llama", **config}, tensors)
     with pytest.raises(UnsupportedModelError, match=says) as caught:
@@ -882,9 +861,7 @@ def test_other_encodings_are_refused_by_name(
         ("consolidated.00.pth", b"\x80\x02\x8a", "PyTorch pickle"),
     ],
 )
-def test_other_containers_are_refused_by_name(
-    tmp_path: Path, name: str, content: bytes, says: str
-) -> None:
+def test_other_containers_are_refused_by_name(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnsupportedModelError, match=says):
         open_checkpoint(tmp_path / name)
@@ -999,9 +976,7 @@ def test_llama2c_folder_must_hold_one_model(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("folder", "vocabulary", "width"), [("stories260K", 512, 64), ("babyllama-tok105", 105, 128)]
-)
+@pytest.mark.parametrize(("folder", "vocabulary", "width"), [("stories260K", 512, 64), ("babyllama-tok105", 105, 128)])
 def test_real_llama2c_models(folder: str, vocabulary: int, width: int) -> None:
     if not (WEIGHTS / folder).exists():
         pytest.skip(f"the shared assets hold no {folder} here")

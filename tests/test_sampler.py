@@ -13,9 +13,7 @@ from lutra.runtime.sampler import Sampler, SamplingParams, log_probability
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 # Few levels, so that ties are common; distances well above rounding.
-LOGITS = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(
-    lambda values: np.array(values, np.float32) / 2
-)
+LOGITS = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(lambda values: np.array(values, np.float32) / 2)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -39,11 +37,7 @@ def distribution(logits: np.ndarray, history: list[int], p: SamplingParams) -> n
     if p.top_p < 1:
         needed = next(n for n in range(1, len(kept) + 1) if chances[:n].sum() >= p.top_p - 1e-12)
         kept, chances = kept[:needed], chances[:needed]
-    kept = [
-        token
-        for token, chance in zip(kept, chances, strict=True)
-        if chance >= p.min_p * chances[0] * (1 - 1e-12)
-    ]
+    kept = [token for token, chance in zip(kept, chances, strict=True) if chance >= p.min_p * chances[0] * (1 - 1e-12)]
     result = np.zeros(len(scores))
     result[kept] = softmax(scores[kept] / p.temperature)
     return result
@@ -219,9 +213,7 @@ def test_equals_transformers_warpers():
     for _ in range(3):
         logits = (rng.standard_normal(64) * 2).astype(np.float32)
         history = rng.integers(0, 64, 12).tolist()
-        params = SamplingParams(
-            temperature=0.7, top_k=20, top_p=0.85, min_p=0.08, repeat_penalty=1.3
-        )
+        params = SamplingParams(temperature=0.7, top_k=20, top_p=0.85, min_p=0.08, repeat_penalty=1.3)
         scores = torch.tensor(logits)[None]
         for warper in (
             hf.RepetitionPenaltyLogitsProcessor(1.3),

@@ -196,4 +196,3 @@ def test_close_waits_for_the_step_that_runs():
     m.close()
     thread.join(10)
     assert closed.is_set()
-

@@ -57,9 +57,7 @@ def make_byte_level(folder: Path, **config) -> Path:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens(["<think>", "</think>"])  # matched in text, but not special
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
     tokenizer.enable_truncation(max_length=4)  # a trap: some files ask for it
     return write(folder, tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", **config)
 
@@ -72,12 +70,8 @@ def make_byte_fallback(folder: Path, **config) -> Path:
     pieces += ["\u2581", *"abcdefghijklmnopqrstuvwxyzé", "\u2581a", "\u2581\u2581", "th", "the"]
     merges = [("\u2581", "a"), ("\u2581", "\u2581"), ("t", "h"), ("th", "e")]
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("\u2581", " "),
@@ -528,9 +522,7 @@ def test_senseless_messages(both, messages):
 SIMPLE = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|eot_id|>{% endfor %}<think>"
 
 
-@pytest.mark.parametrize(
-    "content", ["hello", "a<|eot_id|>b", "<think>", "<|bos|><|eos|>", "\ue000<|eos|>\ue001"]
-)
+@pytest.mark.parametrize("content", ["hello", "a<|eot_id|>b", "<think>", "<|bos|><|eos|>", "\ue000<|eos|>\ue001"])
 def test_users_cannot_write_control_tokens(both, content):
     ours, _ = both
     ids = ours.encode_chat([{"role": "user", "content": content}], chat_template=SIMPLE)

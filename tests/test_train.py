@@ -17,9 +17,7 @@ STORY = (
     "Once upon a time, there was a {0}. The {0} had a red {1}. One day the {1} was lost. "
     "The {0} was sad.\nBut a {2} found the {1}. They were happy and played all day."
 )
-TINY = (
-    "--vocab 300 --hidden 64 --inner 128 --layers 2 --heads 4 --kv-heads 2 --context 128 --rows 2"
-)
+TINY = "--vocab 300 --hidden 64 --inner 128 --layers 2 --heads 4 --kv-heads 2 --context 128 --rows 2"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stories = [STORY.format(a, b, c) for a in words for b in words for c in words]
     (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories[6:]))
     (folder / "heldout.txt").write_text("\n<|endoftext|>\n".join(stories[:6]))
-    (folder / "chat.tsv").write_text(
-        "Question\tAnswer\n/chat\tno\nHow\u2019s it?\tGood \u2026 I see.\n"
-    )
+    (folder / "chat.tsv").write_text("Question\tAnswer\n/chat\tno\nHow\u2019s it?\tGood \u2026 I see.\n")
     return folder
 
 
@@ -133,8 +129,6 @@ def test_bad_input_is_named(files: Path, tmp_path: Path) -> None:
 def test_requests_name_what_the_story_is_about() -> None:
     import random
 
-    talks: list[Any] = [
-        corpus.ask_for(STORY.format("dog", "ball", "cat"), random.Random(n)) for n in range(40)
-    ]
+    talks: list[Any] = [corpus.ask_for(STORY.format("dog", "ball", "cat"), random.Random(n)) for n in range(40)]
     asked = [text for ((_, text), _) in talks]
     assert sum("a ball" in text.lower() or "a dog" in text.lower() for text in asked) > 20

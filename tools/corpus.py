@@ -61,9 +61,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, 0)]
-            ),
+            processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, 0)]),
         ]
     )
     return tokenizer
@@ -95,9 +93,7 @@ def encode_talks(tokenizer: Tokenizer, talks: list[Talk]) -> list[Document]:
 # Reading files
 
 # Curly quotes, dashes and the ellipsis, to ASCII.
-PLAIN = str.maketrans(
-    dict(zip("\u201c\u201d\u2018\u2019\u2013\u2014\u2026", [*"\"\"''--", "..."], strict=True))
-)
+PLAIN = str.maketrans(dict(zip("\u201c\u201d\u2018\u2019\u2013\u2014\u2026", [*"\"\"''--", "..."], strict=True)))
 
 
 def read(path: Path) -> str:
@@ -136,8 +132,7 @@ ANSWERS = {
     "Will do.": "Okay, I will stop.",
     "Swing and a miss.": "Oh no. I will try to be more fun.",
     "Aw nuts.": "Oh no. I am sorry.",
-    "With questions like this, I'm not much better than a Ouija board.": "I do not know. "
-    "What do you think?",
+    "With questions like this, I'm not much better than a Ouija board.": "I do not know. What do you think?",
     "The National Suicide Prevention Lifeline is available 24/7. You can call 1-800-273-8255 or "
     "visit www.suicidepreventionlifeline.org.": HELP,
 }
@@ -402,11 +397,7 @@ def ask_for(story: str, rng: random.Random) -> Talk:
     if kind < 0.12 and start and len(start[0]) < 250:
         request = rng.choice(either(FINISH)).format(start[0].strip())
         return [("user", request), ("assistant", story[start.end() :])]
-    request = (
-        rng.choice(either(REQUESTS)).format(about)
-        if about and kind < 0.7
-        else rng.choice(either(ANYTHING))
-    )
+    request = rng.choice(either(REQUESTS)).format(about) if about and kind < 0.7 else rng.choice(either(ANYTHING))
     return [("user", careless(request, rng)), ("assistant", story)]
 
 

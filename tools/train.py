@@ -134,9 +134,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """x [n, D], mask [B, 1, T, T] true where a token may look -> [n, D]."""
         x = x + self.attend(self.norm(x, self.input_layernorm), cos, sin, mask)
-        gate, up = TernaryMatmul.apply(
-            self.norm(x, self.post_attention_layernorm), self.gate_proj, self.up_proj
-        ).chunk(2, dim=-1)
+        gate, up = TernaryMatmul.apply(self.norm(x, self.post_attention_layernorm), self.gate_proj, self.up_proj).chunk(
+            2, dim=-1
+        )
         inner = self.norm(F.relu(gate).square() * up, self.ffn_sub_norm)
         return x + TernaryMatmul.apply(inner, self.down_proj)
 
@@ -144,9 +144,7 @@ class Layer(nn.Module):
         s, batch, length = self.shape, mask.shape[0], mask.shape[-1]
         qkv = TernaryMatmul.apply(x, self.q_proj, self.k_proj, self.v_proj)
         heads = qkv.view(batch, length, -1, s.head_dim).transpose(1, 2)  # [B, H + 2G, T, K]
-        q, k, v = heads.split(
-            [s.num_attention_heads, s.num_key_value_heads, s.num_key_value_heads], dim=1
-        )
+        q, k, v = heads.split([s.num_attention_heads, s.num_key_value_heads, s.num_key_value_heads], dim=1)
         share = s.num_attention_heads // s.num_key_value_heads
         k, v = rotate(k, cos, sin).repeat_interleave(share, 1), v.repeat_interleave(share, 1)
         out = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
@@ -323,9 +321,7 @@ def evaluate(model: BitNet, tokenizer: Tokenizer, stories: list[str]) -> dict[st
 
 
 @torch.no_grad()
-def sample(
-    model: BitNet, tokenizer: Tokenizer, prompt: str, temperature: float = 0.7, limit: int = 60
-) -> str:
+def sample(model: BitNet, tokenizer: Tokenizer, prompt: str, temperature: float = 0.7, limit: int = 60) -> str:
     """What the model writes after `prompt`, which spells out its special tokens."""
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     start = len(ids)

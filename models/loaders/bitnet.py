@@ -56,13 +56,10 @@ def _variant(quantization: dict[str, Any]) -> tuple[bool, bool]:
     linear = quantization.get("linear_class", "bitlinear")
     mode = quantization.get("quantization_mode", "offline")
     if linear not in ("bitlinear", "autobitlinear") or mode not in ("offline", "online"):
-        raise UnsupportedModelError(
-            f"the model's bitnet weights are of the unknown kind {linear!r:.40}, {mode!r:.40}"
-        )
+        raise UnsupportedModelError(f"the model's bitnet weights are of the unknown kind {linear!r:.40}, {mode!r:.40}")
     if quantization.get("use_rms_norm"):
         raise UnsupportedModelError(
-            "the model normalizes the input of every linear layer (bitnet's use_rms_norm), "
-            "which lutra does not do",
+            "the model normalizes the input of every linear layer (bitnet's use_rms_norm), which lutra does not do",
             "Use a checkpoint of the same model without use_rms_norm.",
         )
     # BitLinear has no online mode: transformers ignores the word there.
@@ -97,9 +94,7 @@ def _skip_test(patterns: Any) -> Callable[[str], bool]:
     try:
         starts = [re.compile(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))") for pattern in patterns]
     except re.error as error:
-        raise CorruptModelError(
-            f"modules_to_not_convert in config.json holds a broken pattern: {error}"
-        ) from error
+        raise CorruptModelError(f"modules_to_not_convert in config.json holds a broken pattern: {error}") from error
 
     def skipped(name: str) -> bool:
         module = name.removesuffix(".weight")

@@ -149,9 +149,7 @@ def _only_model(folder: Path) -> Path:
     models = _models(folder)
     if len(models) > 1:
         names = ", ".join(path.name for path in models)
-        raise UnsupportedModelError(
-            f"{folder} holds {len(models)} llama2.c models", f"Give one of the files: {names}"
-        )
+        raise UnsupportedModelError(f"{folder} holds {len(models)} llama2.c models", f"Give one of the files: {names}")
     return models[0]
 
 
@@ -188,9 +186,7 @@ def _check_size(file: MappedFile, expected: int) -> None:
             "The download did not finish: download the file again.",
         )
     if expected < file.size:
-        raise CorruptModelError(
-            f"{file.path} is no llama2.c model: {file.size - expected:,} bytes follow its weights"
-        )
+        raise CorruptModelError(f"{file.path} is no llama2.c model: {file.size - expected:,} bytes follow its weights")
 
 
 def _names(part: str, n_layers: int) -> list[str]:

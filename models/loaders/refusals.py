@@ -27,9 +27,7 @@ def refuse(path: Path) -> None:
 
 def _refuse_file(path: Path) -> None:
     if path.suffix == ".safetensors" or path.name == "config.json":
-        raise UnsupportedModelError(
-            f"{path} is one file of a model", f"Give its directory: {path.parent}"
-        )
+        raise UnsupportedModelError(f"{path} is one file of a model", f"Give its directory: {path.parent}")
     start = first_bytes(path, 4)
     if start == b"GGUF":
         raise UnsupportedModelError(

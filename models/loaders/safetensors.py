@@ -72,9 +72,7 @@ class SafetensorsFile:
 
     def _parse(self, text: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(
-                text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant
-            )
+            header = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             self._corrupt(f"its header is not sound JSON ({_short(str(error))})", error)
         if not isinstance(header, dict):
@@ -86,14 +84,11 @@ class SafetensorsFile:
         dtype_name, shape, (begin, end) = self._claims(name, claim)
         if dtype_name not in DTYPES:
             raise UnsupportedModelError(
-                f"{self.path} stores {_short(name)} as {_short(dtype_name)}, "
-                "a type that lutra cannot read"
+                f"{self.path} stores {_short(name)} as {_short(dtype_name)}, a type that lutra cannot read"
             )
         dtype = DTYPES[dtype_name]
         if prod(shape) * dtype.itemsize != end - begin:
-            self._corrupt(
-                f"{_short(name)} has {end - begin} bytes for shape {shape} of {dtype_name}"
-            )
+            self._corrupt(f"{_short(name)} has {end - begin} bytes for shape {shape} of {dtype_name}")
 
         def read() -> np.ndarray:
             array = self._file.array(self._data_start + begin, dtype, shape)
@@ -109,11 +104,7 @@ class SafetensorsFile:
         if not isinstance(dtype, str):
             self._corrupt(f"the dtype of {_short(name)} is not a name")
         # A dimension of 0 must not hide others so large that numpy cannot count with them.
-        if (
-            not _are_counts(shape)
-            or len(shape) > MAX_RANK
-            or prod(max(n, 1) for n in shape) > MAX_ELEMENTS
-        ):
+        if not _are_counts(shape) or len(shape) > MAX_RANK or prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
             self._corrupt(f"{_short(name)} has the impossible shape {_short(shape)}")
         if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             self._corrupt(f"{_short(name)} has the impossible data_offsets {_short(offsets)}")
@@ -140,9 +131,7 @@ class SafetensorsFile:
         )
 
     def _corrupt(self, what: str, cause: Exception | None = None) -> NoReturn:
-        raise CorruptModelError(
-            f"{self.path} is damaged: {what}", "Download the file again."
-        ) from cause
+        raise CorruptModelError(f"{self.path} is damaged: {what}", "Download the file again.") from cause
 
 
 def _short(value: object) -> str:
@@ -213,10 +202,7 @@ class _Plan:
         tensors: list[tuple[str, str, tuple[int, ...], Data]],
         metadata: Mapping[str, str],
     ):
-        sized = [
-            (name, dtype, shape, data, _nbytes(dtype, shape))
-            for name, dtype, shape, data in tensors
-        ]
+        sized = [(name, dtype, shape, data, _nbytes(dtype, shape)) for name, dtype, shape, data in tensors]
         sized.sort(key=lambda item: item[-1] % ALIGN != 0)
         self.parts = [(name, data, DTYPES[dtype], size) for name, dtype, _, data, size in sized]
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -24,7 +24,7 @@ import numpy as np
 
 from lutra.runtime.errors import CorruptModelError
 
-__all__ = ["BF16", "Coded", "Packed", "to_float32", "codec", "names", "pack"]
+__all__ = ["BF16", "Coded", "Packed", "codec", "names", "pack", "to_float32"]
 
 
 class BF16(np.ndarray):
