@@ -358,6 +358,7 @@ def export(model: BitNet, tokenizer: Tokenizer, folder: Path, card: str) -> None
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     save_file(hugging_face_names(model), new / "model.safetensors", {"format": "pt"})
+    (new / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     write_json(new / "config.json", model_config(model.shape))
     write_json(new / "generation_config.json", generation_config())
     write_json(new / "tokenizer_config.json", tokenizer_config(model.shape))
@@ -569,7 +570,8 @@ class Run:
 
 def read_texts(args: argparse.Namespace) -> corpus.Corpus:
     pairs = [pair for path in args.chitchat for pair in corpus.read_pairs(path)]
-    return corpus.Corpus(corpus.read_stories(args.stories), pairs, corpus.little_facts())
+    facts = corpus.little_facts() * args.facts
+    return corpus.Corpus(corpus.read_stories(args.stories), pairs, facts)
 
 
 def load_tokenizer(texts: corpus.Corpus, args: argparse.Namespace) -> Tokenizer:
@@ -656,6 +658,7 @@ def parser() -> argparse.ArgumentParser:
     text = p.add_argument_group("texts")
     text.add_argument("--stories", type=Path, required=True, help="stories, <|endoftext|> between")
     text.add_argument("--heldout", type=Path, required=True, help="stories only to evaluate on")
+    text.add_argument("--facts", type=int, default=1, help="times an epoch deals each little fact")
     text.add_argument("--chitchat", type=Path, nargs="*", default=[], help="Question/Answer .tsv")
     size = p.add_argument_group("model")
     size.add_argument("--vocab", type=int, default=2048, help="pieces of the tokenizer")
