@@ -23,7 +23,7 @@ build/pkg/lutra:
 test: build
 	$(PYTEST)
 
-lint:
+lint: build/pkg/lutra
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
