@@ -62,32 +62,34 @@ class Session:
         Raises ContextLengthError if they do not fit, ValueError for ids outside the vocabulary, CancelledError
         after cancel(); then the session is as it was before.
         """
-        return self._feed(tokens, 1)[-1]
+        self._feed(tokens, every=False)
+        return self._logits[0]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens; returns the logits of every one, float32 [len(tokens), vocab]."""
         if len(tokens) == 0:
             return np.empty((0, self.model.n_vocab), np.float32)
-        return self._feed(tokens, len(tokens))
+        return np.concatenate(self._feed(tokens, every=True))
 
-    def _feed(self, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
+    def _feed(self, tokens: Sequence[int], every: bool) -> list[np.ndarray]:
+        """Append tokens, in as many steps as they need; copies of the logits of every token, if those are wanted."""
         ids = self._checked(tokens)
         before = len(self.tokens)
         self._cancel[0] = 0
         plan, found = self.model.plan, []
-        rows = plan.rows if n_outputs == 1 else plan.output_rows
+        rows = plan.output_rows if every else plan.rows
         try:
             for begin in range(0, len(ids), rows):
                 chunk = ids[begin : begin + rows]
-                wanted = len(chunk) if n_outputs > 1 else int(begin + rows >= len(ids))
+                wanted = len(chunk) if every else int(begin + rows >= len(ids))
                 self._run(chunk, wanted)
                 self.tokens.extend(chunk.tolist())
-                if n_outputs > 1:
+                if every:
                     found.append(self._logits[:wanted].copy())
         except BaseException:
             del self.tokens[before:]
             raise
-        return np.concatenate(found) if found else self._logits[:1]
+        return found
 
     def _checked(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.asarray(tokens)

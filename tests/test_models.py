@@ -141,8 +141,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_those_of_transformers(name, tmp_path):
-    """Float weights: 1e-4 of the largest logit. Ternary ones: a float may round to the other side before it becomes
-    an int8, so there the bound is a hundredth of that step's effect, and the plan is held to 1e-5 of our numpy."""
+    """To 1e-4 of the largest logit: sums run in another order. The plan is held to 1e-5 of our own numpy."""
     reference = _recipes()[name](tmp_path)
     import torch
 

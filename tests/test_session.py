@@ -178,6 +178,14 @@ def test_a_closed_model_says_so():
         session.feed([1])
 
 
+def test_logits_are_the_callers_own(model):
+    session = model.session()
+    one = session.logits([5])
+    before = one.copy()
+    session.feed([9])
+    np.testing.assert_array_equal(one, before)
+
+
 def test_close_waits_for_the_step_that_runs():
     m = tiny.model(bitnet, threads=2)
     session, closed = m.session(), threading.Event()

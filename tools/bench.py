@@ -112,7 +112,6 @@ class Row:
     peak_rss: int = 0
     backends: str = "CPU"
     cpu_info: str = ""
-    build: str = ""
 
     @property
     def test(self) -> str:

@@ -1,8 +1,8 @@
 /* Sixteen floats, on every ISA with the same results to the last bit.
  *
  * A portable kernel sees only this type. Its sums run over sixteen lanes in one fixed order, its multiply-adds are
- * fused everywhere (fmaf in plain C), so a logit does not depend on the machine. Five bodies: plain C, AVX2,
- * AVX-512, NEON; what they share stands at the end.
+ * fused everywhere (fmaf in plain C), so a logit does not depend on the machine. Four bodies: AVX-512, AVX2,
+ * NEON, plain C; what they share stands at the end.
  */
 #pragma once
 #include <math.h>
