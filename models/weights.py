@@ -97,12 +97,10 @@ def plan_roles(
     ]
 
 
-def pack_roles(
-    checkpoint: Checkpoint, names: dict[str, tuple[str, ...]], layers: int, embed: str | None = None
-) -> Iterator[tuple[str, Weight]]:
-    """Each role's weight, packed one at a time. Arguments and errors are those of plan_roles()."""
-    for planned in plan_roles(checkpoint, names, layers, embed):
-        yield planned.role, planned.pack(checkpoint)
+def pack_roles(checkpoint: Checkpoint, planned: Iterable[Planned]) -> Iterator[tuple[str, Weight]]:
+    """Each planned role's weight, packed one at a time. Raises as Planned.pack() does."""
+    for p in planned:
+        yield p.role, p.pack(checkpoint)
         checkpoint.release()
 
 

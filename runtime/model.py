@@ -88,7 +88,7 @@ class Model:
             planned = weights_of.plan_roles(checkpoint, arch.NAMES, config.layers)
             nbytes = sum(p.nbytes for p in planned if not p.mapped)
             memory.require(nbytes, "packing this model", "convert it: a converted model is mapped, not packed")
-            weights = dict(weights_of.pack_roles(checkpoint, arch.NAMES, config.layers))
+            weights = dict(weights_of.pack_roles(checkpoint, planned))
         model = cls(arch, config, weights, **options)
         model._checkpoint = checkpoint
         return model
