@@ -40,6 +40,7 @@ class Backend(Protocol):
     special_ids: frozenset[int]
     added: Mapping[str, int]  # tokens matched verbatim in text, special or not
     strip: int  # leading spaces of a whole text that decoding drops
+    kept_space: int | None  # a token whose space it does not drop
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]: ...
     def token_id(self, token: str) -> int | None: ...
@@ -196,12 +197,16 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self._bytes = tokenizer._token_bytes
         self._skip = tokenizer.special_ids if skip_special else frozenset()
-        self._strip = tokenizer._backend.strip
+        self._strip, self._kept_space = tokenizer._backend.strip, tokenizer._backend.kept_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
         """The characters that ``id`` completes, perhaps none."""
-        return "" if id in self._skip else self._text(self._bytes(id), final=False)
+        if id in self._skip:
+            return ""
+        if id == self._kept_space:
+            self._strip = 0
+        return self._text(self._bytes(id), final=False)
 
     def flush(self) -> str:
         """U+FFFD for bytes still waiting to become a character, if any. The stream is then over."""
@@ -378,6 +383,7 @@ class _HuggingFace:
         base = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.vocab_size = max([base, *(id + 1 for id in added)])
         self._steps, self.strip = _read_decoder(self._tokenizer.decoder)
+        self.kept_space: int | None = None
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
         if not start and self.strip:
@@ -425,6 +431,7 @@ class _SentencePiece:
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
         self.eos_id = self._model.eos_id()
         self.strip = int(self._drops_space())
+        self.kept_space = self.token_id("<0x20>")  # a byte is meant, where a piece may be a word's beginning
 
     def _read_added(self, files: _Files) -> None:
         size = self._model.vocab_size()

@@ -184,6 +184,17 @@ def test_decode_equals_the_library(folder, tokenizer, data):
         assert text == library.decode(ids)
 
 
+def test_a_leading_space_byte_is_kept_as_sentencepiece_keeps_it(folder, tokenizer):
+    if not (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
+        pytest.skip("not a SentencePiece tokenizer")
+    import sentencepiece
+
+    library = sentencepiece.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
+    space, word = library.piece_to_id("<0x20>"), library.encode("the")
+    for ids in ([space], [space, *word], [space, space, *word], [*word, space], [*word, *word]):
+        assert tokenizer.decode(ids) == library.decode(ids)
+
+
 def test_token_bytes_join_into_text(tokenizer):
     ids = tokenizer.encode("the café 🦙", add_bos=False)
     joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
