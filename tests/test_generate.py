@@ -26,7 +26,7 @@ STOP = st.text("abé 🦦\u0301", min_size=1, max_size=4)
 
 
 class Backend:
-    vocab_size, special_ids, strip = VOCAB, frozenset({BOS, EOS}), 1
+    vocab_size, special_ids, strip, kept_space = VOCAB, frozenset({BOS, EOS}), 1, None
     added = types.MappingProxyType({})
 
     def encode(self, text, parse_special, start):
