@@ -160,7 +160,7 @@ def _tiny_model(engine: Any) -> Model:
         if len(shape) == 1:
             return np.ones(shape, np.float32)
         codes = rng.integers(-1, 2, shape).astype(np.int8)
-        matrix = formats.Coded(codes, rng.uniform(0.01, 0.1, len(codes)).astype(np.float32))
+        matrix = formats.Coded(codes, rng.uniform(0.01, 0.1, (len(codes), 1)).astype(np.float32))
         return formats.pack(matrix, "q8" if role == "embed" else "t5")
 
     weights = {

@@ -162,10 +162,19 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
     if len(weights) == 1:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
-        return Coded(np.concatenate([w.codes for w in weights]), np.concatenate([w.scale for w in weights]))  # type: ignore[union-attr]
+        return _join_coded(weights)  # type: ignore[arg-type]
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
+
+
+def _join_coded(weights: list[Coded]) -> Coded:
+    if len({(w.group, w.codes.dtype) for w in weights}) > 1:
+        raise UnsupportedModelError("matrices that lutra joins are coded in different ways")
+    zeros = [np.zeros_like(w.scale) if w.zero is None else w.zero for w in weights]
+    zero = np.concatenate(zeros) if any(w.zero is not None for w in weights) else None
+    codes, scale = (np.concatenate([getattr(w, name) for w in weights]) for name in ("codes", "scale"))
+    return Coded(codes, scale, zero, weights[0].group)
 
 
 def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ per token. A new op needs: a function here, and native/kernels/<op>.c.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -65,17 +66,17 @@ def _kv_suffix(*args: Any) -> str:
 
 
 def _format_suffix(*args: Any) -> str:
-    return "_" + next(a.format for a in args if isinstance(a, Packed))
+    return "_" + next(a.codec.KERNEL for a in args if isinstance(a, Packed))
 
 
-@op(lambda ids, table: [(table.shape[1], f32)], suffix=_format_suffix)
 def embed(ids: Array, table: Packed) -> Array:
     """Rows of the table. ids: int32 [rows, 1]."""
-    rows = ids[:, 0]
-    matrix = table.matrix
-    if isinstance(matrix, Coded):
-        return to_float32(Coded(matrix.codes[rows], matrix.scale[rows]))
-    return to_float32(matrix[rows])
+    return _embed(ids, table, group=table.codec.ACT_GROUP or 0)
+
+
+@op(lambda ids, table, **_: [(table.shape[1], f32)], name="embed", suffix=_format_suffix)
+def _embed(ids: Array, table: Packed, *, group: int) -> Array:
+    return to_float32(table.matrix[ids[:, 0]])
 
 
 @op(_like)
@@ -85,39 +86,64 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     return x * (f32(1) / np.sqrt(mean + f32(eps))) * weight
 
 
-@op(lambda x: [(-(-x.shape[1] // INT8_PAD) * INT8_PAD, np.int8), (1, f32), (1, np.int32)])
-def quantize(x: Array) -> Array:
-    """Activations as int8, one scale per token (BitNet b1.58, Ma et al. 2024).
+def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
+    groups = -(-x.shape[1] // group) if group else 1
+    return [(-(-x.shape[1] // INT8_PAD) * INT8_PAD, np.int8), (groups, f32), (groups, np.int32)]
 
-    Returns codes int8 [rows, cols padded with 0], scale float32 [rows, 1] with x ~ codes * scale, and the sum of
-    the codes, int32 [rows, 1].
+
+@op(_quantized)
+def quantize(x: Array, *, group: int, least: float) -> Array:
+    """Activations as int8, with one scale per ``group`` columns, or per token if it is 0.
+
+    Returns codes int8 [rows, cols padded with 0], scale float32 [rows, groups] with x ~ codes * scale, and the sums of
+    the groups' codes, int32 [rows, groups]. A group whose values are all below ``least`` is scaled as if they were not.
     """
-    most = np.maximum(np.abs(x).max(axis=1, keepdims=True), f32(1e-5))
-    codes = np.zeros((len(x), -(-x.shape[1] // INT8_PAD) * INT8_PAD), np.int8)
-    codes[:, : x.shape[1]] = np.rint(x * (f32(127) / most))
-    return codes, most / f32(127), codes.sum(axis=1, keepdims=True, dtype=np.int32)
+    n, cols = x.shape
+    (padded, _), (groups, _), _ = _quantized(x, group=group)
+    whole = np.zeros((n, groups, group or cols), x.dtype)
+    whole.reshape(n, -1)[:, :cols] = x
+    most = np.maximum(np.abs(whole).max(axis=2), f32(least))
+    rounded = np.rint(whole * (f32(127) / most)[:, :, None]).reshape(n, -1).astype(np.int8)
+    codes = np.zeros((n, padded), np.int8)
+    codes[:, :cols] = rounded[:, :cols]
+    return codes, most / f32(127), rounded.reshape(whole.shape).sum(axis=2, dtype=np.int32)
+
+
+LEAST = {True: 1e-5, False: 1e-30}  # by "one scale per token": BitNet b1.58's (Ma et al. 2024), and no float's inverse
 
 
 def linear(x: Array, weight: Packed) -> Array:
-    """x W^T + bias. Formats of integer weights see x as int8, the others as float."""
+    """x W^T + bias. A format says whether it sees x as floats, or as int8 and in which groups."""
     if x.shape[1] != weight.shape[1]:
         raise ValueError(f"{x.shape[1]} features meet a matrix of shape {weight.shape}")
-    y = _linear_int8(*quantize(x), weight) if weight.codec.INT8 else _linear(x, weight)
+    group = weight.codec.ACT_GROUP
+    if group is None:
+        y = _linear(x, weight)
+    else:
+        y = _linear_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, group=group)
     return y if weight.bias is None else add_bias(y, weight.bias)
 
 
-@op(lambda codes, scale, sum, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
-def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed) -> Array:
+@op(lambda *args, **_: [(args[-1].shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
+def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed, *, group: int) -> Array:
+    """The sum over groups of (scale * the weights' scale) * (codes . weights' codes - their zero * the codes' sum)."""
     matrix: Any = weight.matrix
-    products = codes[:, : weight.shape[1]].astype(np.float64) @ matrix.codes.T.astype(np.float64)  # exact
-    return products.astype(f32) * (scale * matrix.scale)
+    cols, sums = matrix.shape[1], []
+    for g, begin in enumerate(range(0, cols, group or cols)):
+        some = slice(begin, min(begin + (group or cols), cols))
+        own = begin // matrix.group if matrix.group else 0
+        dot = codes[:, some].astype(np.float64) @ matrix.codes[:, some].T.astype(np.float64)  # exact
+        if matrix.zero is not None:
+            dot -= matrix.zero[:, own] * sum[:, g, None].astype(np.float64)
+        sums.append((scale[:, g, None] * matrix.scale[:, own]) * dot.astype(scale.dtype))
+    return reduce(np.add, sums)
 
 
 @op(lambda x, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
 def _linear(x: Array, weight: Packed) -> Array:
     matrix = weight.matrix
     if isinstance(matrix, Coded):
-        return (x @ matrix.codes.T.astype(f32)) * matrix.scale
+        return (x @ matrix.codes.T.astype(f32)) * matrix.scale[:, 0]
     return x @ matrix.T
 
 

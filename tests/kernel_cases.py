@@ -9,6 +9,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -186,13 +188,15 @@ def relu2_mul(rng: Rng) -> Iterator[Case]:
 
 @register("quantize")
 def quantize(rng: Rng) -> Iterator[Case]:
-    for kind, n, cols in grids(rng):
-        yield Case(f"{kind} {n} x {cols}", ops.quantize, (Rows(KINDS[kind](rng, n, cols)),))
-    halves = rng.integers(-127, 127, (9, 333)) + 0.5  # a scale of 1, and every value halfway between two codes
-    halves[:, rng.integers(333)] = 127
-    yield Case("ties", ops.quantize, (Rows(halves.astype(f32)),))
-    yield Case("largest floats", ops.quantize, (Rows(rng.choice([3.4e38, -3.4e38], (4, 50)).astype(f32)),))
-    yield Case("below 1e-5", ops.quantize, (Rows(rng.uniform(-1e-5, 1e-5, (4, 50)).astype(f32)),))
+    for group, least in ((0, 1e-5), (128, 1e-30), (32, 1e-30)):
+        attrs = {"group": group, "least": least}
+        for kind, n, cols in grids(rng):
+            yield Case(f"{kind} {n} x {cols} by {group}", ops.quantize, (Rows(KINDS[kind](rng, n, cols)),), attrs)
+        halves = rng.integers(-127, 127, (9, 333)) + 0.5  # a scale of 1, and every value halfway between two codes
+        halves[:, :: group or 333] = 127
+        yield Case("ties", ops.quantize, (Rows(halves.astype(f32)),), attrs)
+        yield Case("largest floats", ops.quantize, (Rows(rng.choice([3.4e38, -3.4e38], (4, 50)).astype(f32)),), attrs)
+        yield Case("below 1e-5", ops.quantize, (Rows(rng.uniform(-1e-5, 1e-5, (4, 50)).astype(f32)),), attrs)
 
 
 @register("rope_angles")
@@ -236,7 +240,7 @@ def tail(rng: Rng) -> Iterator[Case]:
 def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
     """A matrix in a format of float activations, with that format's extremes."""
     codec = formats.codec(format)
-    extremes = Coded(rng.choice([-127, 127], (rows, cols)).astype(np.int8), np.exp(normal(rng, rows)))
+    extremes = Coded(rng.choice([-127, 127], (rows, cols)).astype(np.int8), np.exp(normal(rng, rows, 1)))
     if codec.accepts(extremes):
         if kind == "normal":
             extremes = Coded(rng.integers(-127, 128, (rows, cols), dtype=np.int8), extremes.scale)
@@ -247,13 +251,28 @@ def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Pack
 def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
     """A matrix in a format of int8 activations: codes as large as the format holds."""
     codec = formats.codec(format)
-    one = np.ones(1, f32)
-    most = next(m for m in (127, 7, 3, 1) if codec.accepts(Coded(np.array([[m, -m]], np.int8), one)))
-    codes = rng.integers(-most, most + 1, (rows, cols), dtype=np.int8)
+    levels = 1 << codec.bits if hasattr(codec, "bits") else 0  # 0: ternary
+    least, most = (0, levels - 1) if levels else (-1, 1)
+    codes = rng.integers(least, most + 1, (rows, cols))
     if kind == "extremes":
-        codes[:] = rng.choice([-most, most], (rows, 1))
-    scale = np.exp(normal(rng, rows) * 3) * rng.choice([-1, 1], rows)
-    return formats.pack(Coded(codes, scale.astype(f32)), format)
+        codes[:] = rng.choice([least, most], (rows, 1))
+    group = codec.group if levels else 0
+    shape = (rows, -(-cols // group) if group else 1)
+    scale = np.exp(normal(rng, *shape) * (1 if group else 3)) * rng.choice([-1, 1], shape)
+    zero = None
+    if levels:
+        zero = rng.integers(0, 2 * levels + 1, shape) / 2 if codec.zeros else np.full(shape, (levels - 1) / 2)
+        zero = zero.astype(f32)
+    return formats.pack(Coded(codes.astype(np.uint8 if levels else np.int8), scale.astype(f32), zero, group), format)
+
+
+def variants(format: str) -> list[str]:
+    """The formats of a family, or the one there is."""
+    suffixes = ["", "g32", "g64z", "g128", "z", "g128z"]
+    return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
+
+
+FAMILIES = [name for name in formats.names() if hasattr(import_module(f"lutra.runtime.formats.{name}"), "variant")]
 
 
 MATRIX_ROWS = [1, 15, 16, 17, 31, 32, 33, 48, 65]
@@ -272,21 +291,36 @@ def matrix_sizes(rng: Rng) -> Iterator[tuple[str, int, int, int]]:
 
 @register("linear", formats.names())
 def linear(rng: Rng, format: str) -> Iterator[Case]:
-    yield from linear_int8(rng, format) if formats.codec(format).INT8 else linear_float(rng, format)
+    int8 = formats.codec(format).ACT_GROUP is not None
+    yield from linear_int8(rng, format) if int8 else linear_float(rng, format)
 
 
-def linear_int8(rng: Rng, format: str) -> Iterator[Case]:
+def linear_int8(rng: Rng, family: str) -> Iterator[Case]:
     longest = [("extremes", 1, 17, 65536), ("extremes", 4, 16, 65536), ("extremes", 13, 2, 65536)]
-    for kind, n, rows, cols in [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest]:
+    sizes = [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest]
+    for format, (kind, n, rows, cols) in zip(cycle(variants(family)), sizes, strict=False):
         weight = int8_matrix(rng, format, rows, cols, kind)
+        group = weight.codec.ACT_GROUP
         codes = np.zeros((n, -(-cols // ops.INT8_PAD) * ops.INT8_PAD), np.int8)
         if kind == "normal":
             codes[:, :cols] = rng.integers(-127, 128, (n, cols))
         elif kind == "extremes":
             codes[:, :cols] = rng.choice([-127, 127], (n, 1))  # all of one sign: no larger sum is possible
-        scale = np.exp(normal(rng, n, 1))
-        sums = codes.sum(axis=1, keepdims=True, dtype=np.int32)
-        yield Case(f"{kind} {n} x {cols} -> {rows}", ops._linear_int8, (Rows(codes), Rows(scale), Rows(sums), weight))
+        begins = range(0, cols, group or cols)
+        scale = np.exp(normal(rng, n, len(begins)))
+        sums = np.add.reduceat(codes[:, :cols], begins, axis=1, dtype=np.int32)
+        args, attrs = (Rows(codes), Rows(scale), Rows(sums), weight), {"group": group}
+        label = f"{format} {kind} {n} x {cols} -> {rows}"
+        yield Case(label, ops._linear_int8, args, attrs, grouped_bound(*args, **attrs) if group else None)
+
+
+def grouped_bound(codes: Rows, scale: Rows, sums: Rows, weight: Packed, *, group: int) -> np.ndarray:
+    """The integers are exact; a group's scale and its product are rounded, and the sum after every group."""
+    matrix: Any = weight.matrix
+    cols, groups = matrix.shape[1], scale.array.shape[1]
+    activations = np.abs(codes.array[:, :cols] * np.repeat(scale.array, group, axis=1)[:, :cols].astype(float))
+    size = activations @ np.abs(formats.to_float32(matrix)).T.astype(float)
+    return (groups + 3) * EPS * size + groups * TINY
 
 
 def linear_float(rng: Rng, format: str) -> Iterator[Case]:
@@ -300,19 +334,23 @@ def linear_float(rng: Rng, format: str) -> Iterator[Case]:
 
 
 def scales(weight: Packed) -> np.ndarray:
-    return 1 + np.abs(weight.matrix.scale).astype(float) if isinstance(weight.matrix, Coded) else np.ones(1)
+    return 1 + np.abs(weight.matrix.scale[:, 0]).astype(float) if isinstance(weight.matrix, Coded) else np.ones(1)
 
 
 @register("embed", formats.names())
-def embed(rng: Rng, format: str) -> Iterator[Case]:
-    for n, rows, cols in [(1, 1, 1), (3, 7, 15), (13, 50, 16), (5, 9, 17), (97, 33, 100), (4, 5, 2560)]:
+def embed(rng: Rng, family: str) -> Iterator[Case]:
+    sizes = [(1, 1, 1), (3, 7, 15), (13, 50, 16), (5, 9, 17), (97, 33, 100), (4, 5, 2560)]
+    for format, (n, rows, cols) in zip(cycle(variants(family)), sizes, strict=False):
         ids = np.r_[0, rows - 1, rng.integers(0, rows, n)][-n:, None].astype(np.int32)
-        yield Case(f"{n} of {rows} x {cols}", ops.embed, (Rows(ids), float_matrix(rng, format, rows, cols, "mixed")))
+        int8 = formats.codec(format).ACT_GROUP is not None
+        table = (int8_matrix if int8 else float_matrix)(rng, format, rows, cols, "mixed")
+        attrs = {"group": table.codec.ACT_GROUP or 0}
+        yield Case(f"{format}: {n} of {rows} x {cols}", ops._embed, (Rows(ids), table), attrs)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(64, 1024)
     ids = np.arange(64, dtype=np.int32)[:, None]
-    every = {"f16": bits.view(np.float16), "bf16": bits.view(formats.BF16)}.get(format)
+    every = {"f16": bits.view(np.float16), "bf16": bits.view(formats.BF16)}.get(family)
     if every is not None:
-        yield Case("every 16-bit number", ops.embed, (Rows(ids), formats.pack(every, format)))
+        yield Case("every 16-bit number", ops._embed, (Rows(ids), formats.pack(every, family)), {"group": 0})
 
 
 # The cache

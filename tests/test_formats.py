@@ -14,7 +14,7 @@ sizes = st.integers(1, 70)
 
 def ternary(rows, cols, seed):
     rng = np.random.default_rng(seed)
-    return Coded(rng.integers(-1, 2, (rows, cols)).astype(np.int8), rng.standard_normal(rows).astype(np.float32))
+    return Coded(rng.integers(-1, 2, (rows, cols)).astype(np.int8), rng.standard_normal((rows, 1)).astype(np.float32))
 
 
 @given(sizes, sizes, st.integers(0, 9))
@@ -28,7 +28,9 @@ def test_t5_returns_every_ternary_matrix(rows, cols, seed):
 
 def test_every_t5_byte_holds_five_trits_and_all_243_occur():
     trits = np.array(np.meshgrid(*[[-1, 0, 1]] * 5, indexing="ij")).reshape(5, -1).T.astype(np.int8)  # [243, 5]
-    matrix = Coded(np.repeat(trits, 4, axis=1).reshape(243, 5 * 4), np.ones(243, np.float32))  # four equal bytes a row
+    matrix = Coded(
+        np.repeat(trits, 4, axis=1).reshape(243, 5 * 4), np.ones((243, 1), np.float32)
+    )  # four equal bytes a row
     packed = formats.pack(matrix, "t5")
     np.testing.assert_array_equal(packed.matrix.codes, matrix.codes)
     assert len(np.unique(packed.parts["data"].reshape(-1, 16, 4).reshape(-1, 4)[:243])) == 243
@@ -36,7 +38,7 @@ def test_every_t5_byte_holds_five_trits_and_all_243_occur():
 
 def test_t5_refuses_what_it_cannot_hold():
     with pytest.raises(ValueError, match="ternary"):
-        formats.pack(Coded(np.full((2, 2), 2, np.int8), np.ones(2, np.float32)), "t5")
+        formats.pack(Coded(np.full((2, 2), 2, np.int8), np.ones((2, 1), np.float32)), "t5")
     with pytest.raises(UnsupportedModelError, match="65536"):
         formats.codec("t5").layout(1, 65537)
 
@@ -73,3 +75,100 @@ def test_parts_must_be_what_the_format_lays_out():
             formats.Packed("t5", (5, 7), parts).check("layer")
     with pytest.raises(LutraError, match="nothing"):
         formats.codec("nothing")
+
+
+UNIFORM = {"b1": 1, "q2": 2, "q3": 3, "q4": 4, "q6": 6}
+
+
+def uniform(format, rows, cols, seed):
+    """A matrix that the format holds exactly."""
+    codec, rng = formats.codec(format), np.random.default_rng(seed)
+    shape = (rows, -(-cols // codec.group) if codec.group else 1)
+    codes = rng.integers(0, 1 << codec.bits, (rows, cols), dtype=np.uint8)
+    zero = rng.integers(0, 2 << codec.bits, shape) / 2 if codec.zeros else np.full(shape, 0.5)
+    return Coded(
+        codes, rng.standard_normal(shape).astype(np.float16).astype(np.float32), zero.astype(np.float32), codec.group
+    )
+
+
+@given(
+    st.sampled_from(list(UNIFORM)),
+    st.sampled_from(["", "g32", "g64z", "g128", "z"]),
+    sizes,
+    st.integers(1, 300),
+    st.integers(0, 9),
+)
+@settings(max_examples=150, deadline=None)
+def test_uniform_grids_return_every_matrix(base, suffix, rows, cols, seed):
+    matrix = uniform(base + suffix, rows, cols, seed)
+    assert formats.codec(base + suffix).accepts(matrix)
+    packed = formats.pack(matrix, base + suffix).check("x")
+    np.testing.assert_array_equal(packed.matrix.codes, matrix.codes)
+    np.testing.assert_array_equal(packed.matrix.scale, matrix.scale)
+    np.testing.assert_array_equal(packed.matrix.zero, matrix.zero)
+    np.testing.assert_array_equal(packed.nbytes, sum(x.nbytes for x in packed.parts.values()))
+
+
+def test_uniform_grids_cost_their_bits():
+    packed = formats.pack(uniform("q3g128z", 64, 1280, 0), "q3g128z")
+    assert packed.nbytes * 8 / (64 * 1280) == 3 + 2 * 16 / 128
+
+
+@pytest.mark.parametrize("base", UNIFORM)
+def test_signed_codes_are_shifted_onto_the_grid(base):
+    levels = 1 << UNIFORM[base]
+    signed = np.array([[-1, 1]]) if base == "b1" else np.arange(-levels // 2, levels // 2)[None]
+    matrix = Coded(signed.astype(np.int8), np.full((1, 1), 0.25, np.float32))
+    assert formats.codec(base).accepts(matrix)
+    np.testing.assert_array_equal(to_float32(formats.pack(matrix, base).matrix), signed * 0.25)
+
+
+def test_a_scale_per_row_is_repeated_per_group_and_wide_groups_split():
+    rng = np.random.default_rng(0)
+    row = Coded(
+        rng.integers(0, 4, (5, 300), dtype=np.uint8), np.full((5, 1), 0.5, np.float32), np.full((5, 1), 1.5, np.float32)
+    )
+    wide = Coded(row.codes, np.array([[0.5, 2]] * 5, np.float32), None, 256)
+    for matrix in (row, wide):
+        np.testing.assert_array_equal(to_float32(formats.pack(matrix, "q2g128z").matrix), to_float32(matrix))
+    with pytest.raises(ValueError, match="cannot be stored in groups"):
+        formats.pack(wide, "q2")
+
+
+@pytest.mark.parametrize(
+    ("format", "codes", "zero"),
+    [("q2", [[4]], None), ("q2", [[-3]], None), ("b1", [[0, 1]], None), ("q4", [[1], [2]], [[1], [2]])],
+)
+def test_uniform_grids_refuse_what_they_cannot_hold(format, codes, zero):
+    codes = np.array(codes, np.int8 if np.min(codes) < 0 or format == "b1" else np.uint8)
+    zero = None if zero is None else np.array(zero, np.float32)
+    matrix = Coded(codes, np.ones((len(codes), 1), np.float32), zero)
+    assert not formats.codec(format).accepts(matrix)
+    with pytest.raises(ValueError, match=r"levels|differ"):
+        formats.pack(matrix, format)
+
+
+def test_scales_that_float16_cannot_hold():
+    matrix = Coded(np.ones((1, 64), np.uint8), np.full((1, 2), 1e-3, np.float32), None, 32)
+    assert not formats.codec("q2g32").accepts(matrix)  # rounded
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="float16"):
+        formats.pack(Coded(matrix.codes, matrix.scale * 1e9, None, 32), "q2g32")
+
+
+@pytest.mark.parametrize(("base", "bits"), UNIFORM.items())
+@pytest.mark.parametrize("suffix", ["", "g32", "g64z"])
+def test_floats_round_to_half_a_step(base, bits, suffix):
+    x = np.random.default_rng(0).standard_normal((33, 130)).astype(np.float32)
+    matrix = formats.pack(x, base + suffix).matrix
+    values, step = to_float32(matrix), np.repeat(np.abs(matrix.scale), matrix.group or 130, axis=1)[:, :130]
+    if bits == 1:
+        np.testing.assert_array_equal(np.sign(values), np.sign(x))
+        np.testing.assert_allclose(step.mean() / 2, np.abs(x).mean(), rtol=1e-3)
+    else:  # a symmetric grid lacks a step at one end
+        assert (np.abs(values - x) <= step * (0.52 if matrix.group and suffix.endswith("z") else 1.001)).all()
+
+
+@pytest.mark.parametrize("name", ["q5", "q4g", "q4g100", "q4gz", "q4x", "b1g256", "t5g32"])
+def test_names_that_are_no_format(name):
+    with pytest.raises(LutraError, match="unknown weight format"):
+        formats.codec(name)

@@ -22,7 +22,8 @@ CASE_IDS = [f"{arch.__name__.rpartition('.')[2]}-{format}" for arch, format in C
 def test_plan_computes_what_forward_says(arch, format):
     with tiny.model(arch, format, head="q8" if format == "t5" else format) as m:
         got, expected = m.session().logits(IDS), tiny.numpy_logits(m, IDS)
-    assert tiny.relative(got, expected) < 1e-5
+    # A group's sum is a float: another rounding of it can tip the next matrix's int8 activations by a step.
+    assert tiny.relative(got, expected) < (5e-3 if formats.codec(format).ACT_GROUP else 1e-5)
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 

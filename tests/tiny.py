@@ -38,9 +38,10 @@ def model(arch: ModuleType, format: str = "t5", head: str = "f32", seed: int = 0
 def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Any:
     if len(shape) == 1:
         return (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
-    if formats.codec(format).INT8:
-        codes = rng.integers(-1, 2, shape).astype(np.int8)
-        return formats.pack(Coded(codes, rng.uniform(0.05, 0.2, shape[0]).astype(np.float32)), format)
+    codes = rng.integers(-1, 2, shape).astype(np.int8)
+    ternary = Coded(codes, rng.uniform(0.05, 0.2, (shape[0], 1)).astype(np.float32))
+    if formats.codec(format).ACT_GROUP == 0:
+        return formats.pack(ternary, format)
     return formats.pack((0.1 * rng.standard_normal(shape)).astype(np.float32), format)
 
 

@@ -145,8 +145,8 @@ def _noise(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Pac
     """A matrix of random bytes where any byte is a weight, of small random floats where not."""
     parts = {}
     for name, (dtype, size) in formats.codec(format).layout(*shape).items():
-        if name == "scale":
-            parts[name] = np.full(size, 0.02, dtype)
+        if name in ("scale", "zero"):
+            parts[name] = np.full(size, 0.02 if name == "scale" else 1, dtype)
         elif np.dtype(dtype).itemsize == 1:
             parts[name] = np.frombuffer(rng.bytes(int(np.prod(size))), dtype).reshape(size)
         else:
@@ -238,7 +238,7 @@ class _Profile:
         self.layer_bytes = sum(w.nbytes for w in layers)
         looked_up = 0 if m.config.tied else m.by_layer.embed.nbytes  # a token reads one row of it
         self.token_bytes = m.nbytes - looked_up
-        linear = f"linear_{layers[0].format}"
+        linear = f"linear_{layers[0].codec.KERNEL}"
         plan = m.plan.native
         last = len(plan.op_names) - 1  # the head, which may have the layers' format
         self._stages = [i for i, ops in enumerate(plan.stages) if plan.op_names[ops[0]] == linear and last not in ops]

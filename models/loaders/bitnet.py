@@ -133,7 +133,7 @@ def _offline_entry(name: str, entry: Entry, scale: Callable[[], np.float32]) -> 
 
     def read() -> Coded:
         codes = codes_of(name, _stored(entry))
-        return Coded(codes, np.full(shape[0], scale(), np.float32))
+        return Coded(codes, np.full((shape[0], 1), scale(), np.float32))
 
     return Entry("T", shape, read)
 
@@ -181,7 +181,7 @@ def _ternarize(name: str, latent: np.ndarray) -> Coded:
     codes = np.empty(latent.shape, np.int8)
     for rows, block in _float_blocks(latent):
         codes[rows] = np.clip(np.rint(block * inverse), -1, 1)
-    return Coded(codes, np.full(len(codes), np.float32(1) / inverse, np.float32))
+    return Coded(codes, np.full((len(codes), 1), np.float32(1) / inverse, np.float32))
 
 
 def _stored(entry: Entry) -> np.ndarray:

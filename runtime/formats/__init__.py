@@ -3,22 +3,26 @@
 A loader says what a matrix *is*: a float array, or ``Coded``. A format, one module here per format and
 named as the format, says how it is *stored*: ``Packed``. N loaders and M formats meet in between.
 
-A format module has
+A format has
 
-- ``INT8``: whether its linear takes int8 activations (``ops.quantize``) or floats;
+- ``KERNEL``: what its kernels are named by, as in linear_<KERNEL>;
+- ``ACT_GROUP``: how its linear takes activations: None: floats; n: int8 with a scale per n columns; 0: int8 with one
+  scale per token;
 - ``layout(rows, cols)``: its parts, name -> (dtype, shape);
 - ``pack(matrix)``: the parts of a matrix, as a dict of arrays;
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing.
+
+A module either is a format, or has ``variant(suffix)`` that makes one: "q4g128" is q4's variant "g128".
 """
 
 from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -35,20 +39,52 @@ class BF16(np.ndarray):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coded:
-    """A matrix of small integers with scales: W[o, i] = codes[o, i] * scale[o].
+    """A matrix of small integers on grids: W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g], g = i // group.
 
-    codes: int8 [out, in]; scale: float32 [out].
+    codes: int8 or uint8 [out, in]. scale, zero: float32 [out, groups]; zero None: 0. group: columns that share a
+    scale, 0: all of a row.
     """
 
     codes: np.ndarray
     scale: np.ndarray
+    zero: np.ndarray | None = None
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        rows, cols = self.codes.shape
+        shape = (rows, -(-cols // self.group) if self.group else 1)
+        for grid in (self.scale, self.zero):
+            if grid is not None and grid.shape != shape:
+                raise ValueError(
+                    f"codes of {self.codes.shape} in groups of {self.group} need {shape}, not {grid.shape}"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)"""
         return self.codes.shape  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Coded:
+        return replace(self, codes=self.codes[rows], scale=self.scale[rows], zero=_rows(self.zero, rows))
+
+    def regrouped(self, group: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scale and zero with one value per ``group`` columns. ValueError if groups of that size straddle its own."""
+        if group == self.group:
+            return self.scale, self.zero
+        if not group or self.group % group:
+            raise ValueError(f"groups of {self.group or 'a whole row'} cannot be stored in groups of {group}")
+        own = (
+            np.arange(0, self.codes.shape[1], group) // self.group
+            if self.group
+            else [0] * -(-self.codes.shape[1] // group)
+        )
+        return self.scale[:, own], _rows(self.zero, (slice(None), own))
+
+
+def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
+    return None if x is None else x[rows]
 
 
 Matrix = np.ndarray | Coded
@@ -57,7 +93,9 @@ Matrix = np.ndarray | Coded
 def to_float32(x: Matrix) -> np.ndarray:
     """The values of ``x`` as a float32 array of its shape; a float32 array comes back as is."""
     if isinstance(x, Coded):
-        return x.codes * x.scale[:, None]
+        own = np.arange(x.codes.shape[1]) // x.group if x.group else slice(None)
+        values = x.codes.astype(np.float32) if x.zero is None else x.codes - x.zero[:, own]
+        return values * x.scale[:, own]
     if isinstance(x, BF16):
         return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
     return np.asarray(x, dtype=np.float32)
@@ -77,8 +115,8 @@ class Packed:
     bias: np.ndarray | None = field(default=None)
 
     @property
-    def codec(self) -> ModuleType:
-        """The format's module."""
+    def codec(self) -> Any:
+        """The format itself."""
         return codec(self.format)
 
     @property
@@ -111,15 +149,20 @@ class Packed:
 
 
 def names() -> list[str]:
-    """The formats there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The modules there are: formats and, where there are variants, families of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def codec(name: str) -> ModuleType:
-    """The module of a format; CorruptModelError for a name that is none."""
-    if name not in names():
-        raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())}")
-    return import_module(f"{__name__}.{name}")
+@cache
+def codec(name: str) -> Any:
+    """The format of that name; CorruptModelError for a name that is none."""
+    for base in names():
+        module = import_module(f"{__name__}.{base}")
+        if name == base and not hasattr(module, "variant"):
+            return module
+        if name.startswith(base) and hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
+            return made
+    raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())}")
 
 
 def pack(matrix: Matrix, format: str) -> Packed:

@@ -9,7 +9,8 @@ import numpy as np
 
 from lutra.runtime.formats import Matrix, to_float32
 
-INT8 = False
+KERNEL = "f16"
+ACT_GROUP = None
 
 
 def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -22,7 +22,8 @@ from lutra.runtime.formats import Coded
 ROWS, BYTES, DIGITS = 16, 4, 5
 GROUP = BYTES * DIGITS
 MAX_COLS = 65536  # kernels sum 256 times a result in 32 bits (native/kernels/t5.h)
-INT8 = True
+KERNEL = "t5"
+ACT_GROUP = 0
 
 _BYTE = (128 + np.floor_divide(2 * 256 * np.arange(-121, 122) + 243, 2 * 243)).astype(np.uint8)  # u, by m + 121
 _AT_ONCE = 8  # blocks packed together: few enough to stay in cache
@@ -38,7 +39,9 @@ def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
 
 def accepts(matrix: object) -> bool:
     """Whether the matrix is ternary."""
-    return isinstance(matrix, Coded) and bool(np.all(np.abs(matrix.codes) <= 1))
+    if not isinstance(matrix, Coded) or matrix.group or matrix.zero is not None or matrix.codes.dtype != np.int8:
+        return False
+    return bool(np.all(np.abs(matrix.codes) <= 1))
 
 
 def pack(matrix: Coded) -> dict[str, np.ndarray]:
@@ -53,7 +56,7 @@ def pack(matrix: Coded) -> dict[str, np.ndarray]:
         end = min(begin + _AT_ONCE, blocks)
         data[begin:end] = _pack_blocks(matrix.codes[begin * ROWS : end * ROWS], end - begin, width)
     scale = np.zeros(blocks * ROWS, np.float32)
-    scale[:rows] = matrix.scale
+    scale[:rows] = matrix.scale[:, 0]
     return {"data": data, "scale": scale}
 
 
@@ -79,4 +82,4 @@ def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
         trits[:, :, :, d] = digit
         fraction = 3 * fraction - 256 * digit.astype(np.int32)
     codes = trits.transpose(0, 2, 1, 3, 4).reshape(blocks * ROWS, -1)
-    return Coded(np.ascontiguousarray(codes[:rows, :cols]), parts["scale"][:rows])
+    return Coded(np.ascontiguousarray(codes[:rows, :cols]), parts["scale"][:rows, None])

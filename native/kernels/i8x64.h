@@ -1,0 +1,308 @@
+/* Sixty-four bytes of packed weights, sixteen rows of four, and their products with int8 activations.
+ *
+ * An integer kernel sees only these types, so it is written once; sums are exact, so its results do not depend on the
+ * CPU. A body per ISA:
+ *
+ *     u8x64   bytes of weights: [16 rows][4]
+ *     i8x4    four activations, for every row
+ *     i32x16  a sum for every row
+ *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest weight) steps are over
+ *
+ * u8field(v, width, i) is field i of every byte, `width` bits wide. Where a product costs the same however large the
+ * weight, fields stay in their place (IN_PLACE), times 2^(width * i), each with sums of its own that are shifted once
+ * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread.
+ *
+ * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers. */
+#pragma once
+#include "f32x16.h"
+#include "kernel.h"
+
+#define LT_INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512VNNI__) && !defined(LT_PLAIN)
+
+typedef __m512i u8x64;
+typedef __m512i i8x4;
+typedef __m512i i32x16;
+typedef __m512i narrow;
+#define IN_PLACE 1
+#define LAST_SHIFTED 0
+#define SAFE_STEPS(weight) INT32_MAX
+#define TILE_TOKENS 12
+#define TILE_BLOCKS 2
+
+LT_INLINE u8x64 u8load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+LT_INLINE void u8store(uint8_t *p, u8x64 v) { _mm512_storeu_si512(p, v); }
+LT_INLINE u8x64 u8or(u8x64 a, u8x64 b) { return _mm512_or_si512(a, b); }
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) {
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)(((1 << width) - 1) << (width * i))));
+}
+LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
+    return _mm512_and_si512(_mm512_srli_epi16(v, (unsigned)(width * i)), _mm512_set1_epi8((char)((1 << width) - 1)));
+}
+LT_INLINE u8x64 u8up(u8x64 v, int bits) { return _mm512_slli_epi16(v, (unsigned)bits); }
+LT_INLINE i8x4 i8load4(const int8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+LT_INLINE narrow nzero(void) { return _mm512_setzero_si512(); }
+/* As assembly for gcc, which keeps the intrinsic's sums in memory as well as in registers once there are many (seen
+ * with gcc 12). */
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+#ifdef __clang__
+    return _mm512_dpbusd_epi32(sums, w, a);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(w), "v"(a));
+    return sums;
+#endif
+}
+LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) {
+#ifdef __clang__
+    return dot4(sums, w, i8load4(p));
+#else
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(w), "m"(*(const int32_t(*)[1])p));
+    return sums;
+#endif
+}
+LT_INLINE i32x16 izero(void) { return _mm512_setzero_si512(); }
+LT_INLINE i32x16 iadd(i32x16 a, i32x16 b) { return _mm512_add_epi32(a, b); }
+LT_INLINE i32x16 ishl(i32x16 a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+LT_INLINE i32x16 ishr(i32x16 a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return _mm512_add_epi32(total, sums); }
+LT_INLINE f32x16 vfrom_i32(i32x16 a) { return _mm512_cvtepi32_ps(a); }
+
+#elif defined(__AVX2__) && !defined(LT_PLAIN)
+
+typedef struct {
+    __m256i a, b;
+} u8x64; /* rows 0..7, rows 8..15 */
+typedef __m256i i8x4;
+typedef u8x64 i32x16;
+typedef u8x64 narrow;
+#define IN_PLACE 0
+#define LAST_SHIFTED 0
+#define TILE_BLOCKS 1
+
+LT_INLINE u8x64 u8load(const uint8_t *p) {
+    return (u8x64){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))};
+}
+LT_INLINE void u8store(uint8_t *p, u8x64 v) {
+    _mm256_storeu_si256((__m256i *)p, v.a);
+    _mm256_storeu_si256((__m256i *)(p + 32), v.b);
+}
+LT_INLINE u8x64 u8or(u8x64 v, u8x64 w) { return (u8x64){_mm256_or_si256(v.a, w.a), _mm256_or_si256(v.b, w.b)}; }
+LT_INLINE __m256i down_half(__m256i v, int width, int i) {
+    if (i) v = _mm256_srli_epi16(v, width * i);
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)((1 << width) - 1)));
+}
+LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
+    return (u8x64){down_half(v.a, width, i), down_half(v.b, width, i)};
+}
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8up(u8x64 v, int bits) {
+    return (u8x64){_mm256_slli_epi16(v.a, bits), _mm256_slli_epi16(v.b, bits)};
+}
+LT_INLINE i8x4 i8load4(const int8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+LT_INLINE i32x16 izero(void) { return (i32x16){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) {
+    return (i32x16){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
+LT_INLINE i32x16 ishl(i32x16 x, int n) { return (i32x16){_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
+LT_INLINE i32x16 ishr(i32x16 x, int n) { return (i32x16){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
+LT_INLINE narrow nzero(void) { return izero(); }
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+#define SAFE_STEPS(weight) INT32_MAX
+#define TILE_TOKENS 6
+LT_INLINE __m256i dot4_half(__m256i sums, __m256i w, i8x4 a) {
+#ifdef __AVXVNNI__
+    return _mm256_dpbusd_avx_epi32(sums, w, a);
+#else
+    return _mm256_dpbusd_epi32(sums, w, a);
+#endif
+}
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    return (narrow){dot4_half(sums.a, w.a, a), dot4_half(sums.b, w.b, a)};
+}
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
+#else /* vpmaddubsw: sums of pairs in 16 bits */
+#define SAFE_STEPS(weight) (32767 / (2 * 127 * (weight)))
+#define TILE_TOKENS 3
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    return (narrow){_mm256_add_epi16(sums.a, _mm256_maddubs_epi16(w.a, a)),
+                    _mm256_add_epi16(sums.b, _mm256_maddubs_epi16(w.b, a))};
+}
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return iadd(total, (i32x16){_mm256_madd_epi16(sums.a, one), _mm256_madd_epi16(sums.b, one)});
+}
+#endif
+LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
+LT_INLINE f32x16 vfrom_i32(i32x16 x) { return (f32x16){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+
+#elif defined(__aarch64__) && !defined(LT_PLAIN)
+#include <arm_neon.h>
+
+typedef struct {
+    uint8x16_t q[4];
+} u8x64; /* four rows each */
+typedef int8x16_t i8x4;
+typedef struct {
+    int32x4_t q[4];
+} i32x16;
+#define LT_QUARTERS(type, expression)                                                                           \
+    type r;                                                                                                     \
+    for (int q = 0; q < 4; q++) r.q[q] = expression;                                                            \
+    return r
+#define IN_PLACE LT_SDOT
+#define LAST_SHIFTED LT_SDOT
+#define TILE_BLOCKS 1
+
+LT_INLINE u8x64 u8load(const uint8_t *p) { LT_QUARTERS(u8x64, vld1q_u8(p + 16 * q)); }
+LT_INLINE void u8store(uint8_t *p, u8x64 v) {
+    for (int q = 0; q < 4; q++) vst1q_u8(p + 16 * q, v.q[q]);
+}
+LT_INLINE u8x64 u8or(u8x64 v, u8x64 w) { LT_QUARTERS(u8x64, vorrq_u8(v.q[q], w.q[q])); }
+LT_INLINE uint8x16_t shift_right(uint8x16_t v, int n) { return vshlq_u8(v, vdupq_n_s8((int8_t)-n)); }
+LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
+    const uint8x16_t mask = vdupq_n_u8((uint8_t)((1 << width) - 1));
+    if (i == 0) {
+        LT_QUARTERS(u8x64, vandq_u8(v.q[q], mask));
+    }
+    if (width * (i + 1) == 8) {
+        LT_QUARTERS(u8x64, shift_right(v.q[q], width * i));
+    }
+    LT_QUARTERS(u8x64, vandq_u8(shift_right(v.q[q], width * i), mask));
+}
+LT_INLINE u8x64 u8up(u8x64 v, int bits) { LT_QUARTERS(u8x64, vshlq_u8(v.q[q], vdupq_n_s8((int8_t)bits))); }
+LT_INLINE i8x4 i8load4(const int8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+LT_INLINE i32x16 izero(void) { LT_QUARTERS(i32x16, vdupq_n_s32(0)); }
+LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) { LT_QUARTERS(i32x16, vaddq_s32(x.q[q], y.q[q])); }
+LT_INLINE i32x16 ishl(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(n))); }
+LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(-n))); }
+#ifdef __ARM_FEATURE_DOTPROD
+#define LT_SDOT 1
+#define SAFE_STEPS(weight) INT32_MAX
+#define TILE_TOKENS 4
+typedef i32x16 narrow;
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) {
+    if (width * (i + 1) == 8) return u8down(v, width, i);
+    const uint8x16_t mask = vdupq_n_u8((uint8_t)(((1 << width) - 1) << (width * i)));
+    LT_QUARTERS(u8x64, vandq_u8(v.q[q], mask));
+}
+LT_INLINE narrow nzero(void) { return izero(); }
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    LT_QUARTERS(narrow, vdotq_s32(sums.q[q], vreinterpretq_s8_u8(w.q[q]), a));
+}
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
+#else /* products added up in 16 bits */
+#define LT_SDOT 0
+#define SAFE_STEPS(weight) (32767 / (127 * (weight)))
+#define TILE_TOKENS 2
+typedef struct {
+    int16x8_t low[4], high[4]; /* two rows each */
+} narrow;
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE narrow nzero(void) {
+    narrow r;
+    for (int q = 0; q < 4; q++) r.low[q] = r.high[q] = vdupq_n_s16(0);
+    return r;
+}
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    for (int q = 0; q < 4; q++) {
+        const int8x16_t v = vreinterpretq_s8_u8(w.q[q]);
+        sums.low[q] = vmlal_s8(sums.low[q], vget_low_s8(v), vget_low_s8(a));
+        sums.high[q] = vmlal_high_s8(sums.high[q], v, a);
+    }
+    return sums;
+}
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) {
+    for (int q = 0; q < 4; q++) {
+        const int32x4_t low = vpaddlq_s16(sums.low[q]), high = vpaddlq_s16(sums.high[q]);
+        total.q[q] = vaddq_s32(total.q[q], vpaddq_s32(low, high));
+    }
+    return total;
+}
+#endif
+LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
+LT_INLINE f32x16 vfrom_i32(i32x16 x) {
+    return (f32x16){vcvtq_f32_s32(x.q[0]), vcvtq_f32_s32(x.q[1]), vcvtq_f32_s32(x.q[2]), vcvtq_f32_s32(x.q[3])};
+}
+
+#else
+
+typedef struct {
+    uint8_t b[64];
+} u8x64;
+typedef struct {
+    int8_t b[4];
+} i8x4;
+typedef struct {
+    int32_t i[16];
+} i32x16;
+typedef i32x16 narrow;
+#define IN_PLACE 0
+#define LAST_SHIFTED 0
+#define SAFE_STEPS(weight) INT32_MAX
+#define TILE_TOKENS 4
+#define TILE_BLOCKS 1
+
+LT_INLINE u8x64 u8load(const uint8_t *p) {
+    u8x64 v;
+    memcpy(v.b, p, sizeof v.b);
+    return v;
+}
+LT_INLINE void u8store(uint8_t *p, u8x64 v) { memcpy(p, v.b, sizeof v.b); }
+LT_INLINE u8x64 u8or(u8x64 v, u8x64 w) {
+    for (int k = 0; k < 64; k++) v.b[k] |= w.b[k];
+    return v;
+}
+LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
+    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] >> (width * i) & ((1 << width) - 1));
+    return v;
+}
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8up(u8x64 v, int bits) {
+    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] << bits);
+    return v;
+}
+LT_INLINE i8x4 i8load4(const int8_t *p) {
+    i8x4 a;
+    memcpy(a.b, p, sizeof a.b);
+    return a;
+}
+LT_INLINE i32x16 izero(void) { return (i32x16){{0}}; }
+LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) {
+    for (int r = 0; r < 16; r++) x.i[r] += y.i[r];
+    return x;
+}
+LT_INLINE i32x16 ishl(i32x16 x, int n) {
+    for (int r = 0; r < 16; r++) x.i[r] = (int32_t)((uint32_t)x.i[r] << n);
+    return x;
+}
+LT_INLINE i32x16 ishr(i32x16 x, int n) {
+    for (int r = 0; r < 16; r++) x.i[r] >>= n;
+    return x;
+}
+LT_INLINE narrow nzero(void) { return izero(); }
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    for (int r = 0; r < 16; r++)
+        for (int b = 0; b < 4; b++) sums.i[r] += w.b[4 * r + b] * a.b[b];
+    return sums;
+}
+LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
+LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
+LT_INLINE f32x16 vfrom_i32(i32x16 x) {
+    f32x16 r;
+    for (int i = 0; i < 16; i++) r.f[i] = (float)x.i[i];
+    return r;
+}
+#endif

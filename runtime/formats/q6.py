@@ -1,0 +1,13 @@
+"""q6: 6-bit weights on a uniform grid, at 6 bits each; _uniform.py says how they lie.
+
+Variants: q6, one scale per row; q6g128 (or 64, 32), one per group of columns; q6g128z, a zero per group, too.
+"""
+
+from __future__ import annotations
+
+from lutra.runtime.formats._uniform import Uniform
+
+
+def variant(suffix: str) -> Uniform | None:
+    """The format q6 + suffix."""
+    return Uniform.variant("q6", 6, suffix)
