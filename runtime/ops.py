@@ -88,7 +88,7 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
 
 def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
     groups = -(-x.shape[1] // group) if group else 1
-    return [(-(-x.shape[1] // INT8_PAD) * INT8_PAD, np.int8), (groups, f32), (groups, np.int32)]
+    return [(-(-x.shape[1] // INT8_PAD) * INT8_PAD, np.int8), (groups, f32), (groups, f32)]
 
 
 @op(_quantized)
@@ -96,7 +96,7 @@ def quantize(x: Array, *, group: int, least: float) -> Array:
     """Activations as int8, with one scale per ``group`` columns, or per token if it is 0.
 
     Returns codes int8 [rows, cols padded with 0], scale float32 [rows, groups] with x ~ codes * scale, and the sums of
-    the groups' codes, int32 [rows, groups]. A group whose values are all below ``least`` is scaled as if they were not.
+    the groups' codes, float32 [rows, groups]: whole numbers, exact up to 2^17 columns. A group whose values are all below ``least`` is scaled as if they were not.
     """
     n, cols = x.shape
     (padded, _), (groups, _), _ = _quantized(x, group=group)
@@ -106,7 +106,7 @@ def quantize(x: Array, *, group: int, least: float) -> Array:
     rounded = np.rint(whole * (f32(127) / most)[:, :, None]).reshape(n, -1).astype(np.int8)
     codes = np.zeros((n, padded), np.int8)
     codes[:, :cols] = rounded[:, :cols]
-    return codes, most / f32(127), rounded.reshape(whole.shape).sum(axis=2, dtype=np.int32)
+    return codes, most / f32(127), rounded.reshape(whole.shape).sum(axis=2, dtype=f32)
 
 
 LEAST = {True: 1e-5, False: 1e-30}  # by "one scale per token": BitNet b1.58's (Ma et al. 2024), and no float's inverse

@@ -308,7 +308,7 @@ def linear_int8(rng: Rng, family: str) -> Iterator[Case]:
             codes[:, :cols] = rng.choice([-127, 127], (n, 1))  # all of one sign: no larger sum is possible
         begins = range(0, cols, group or cols)
         scale = np.exp(normal(rng, n, len(begins)))
-        sums = np.add.reduceat(codes[:, :cols], begins, axis=1, dtype=np.int32)
+        sums = np.add.reduceat(codes[:, :cols], begins, axis=1, dtype=np.int32).astype(f32)
         args, attrs = (Rows(codes), Rows(scale), Rows(sums), weight), {"group": group}
         label = f"{format} {kind} {n} x {cols} -> {rows}"
         yield Case(label, ops._linear_int8, args, attrs, grouped_bound(*args, **attrs) if group else None)

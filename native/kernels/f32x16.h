@@ -22,6 +22,7 @@ static inline f32x16 vsub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
 static inline f32x16 vmul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
 static inline f32x16 vdiv(f32x16 a, f32x16 b) { return _mm512_div_ps(a, b); }
 static inline f32x16 vfma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline f32x16 vfnma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
 static inline f32x16 vmax(f32x16 a, f32x16 b) { return _mm512_max_ps(a, b); }
 static inline f32x16 vmin(f32x16 a, f32x16 b) { return _mm512_min_ps(a, b); }
 static inline f32x16 vabs(f32x16 a) { return _mm512_abs_ps(a); }
@@ -68,6 +69,9 @@ static inline f32x16 vmul(f32x16 x, f32x16 y) { return LT_BOTH(_mm256_mul_ps(x.a
 static inline f32x16 vdiv(f32x16 x, f32x16 y) { return LT_BOTH(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
 static inline f32x16 vfma(f32x16 x, f32x16 y, f32x16 z) {
     return LT_BOTH(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+static inline f32x16 vfnma(f32x16 x, f32x16 y, f32x16 z) {
+    return LT_BOTH(_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b));
 }
 static inline f32x16 vmax(f32x16 x, f32x16 y) { return LT_BOTH(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
 static inline f32x16 vmin(f32x16 x, f32x16 y) { return LT_BOTH(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
@@ -127,6 +131,7 @@ static inline f32x16 vsub(f32x16 x, f32x16 y) { LT_EACH(vsubq_f32(x.q[i], y.q[i]
 static inline f32x16 vmul(f32x16 x, f32x16 y) { LT_EACH(vmulq_f32(x.q[i], y.q[i])); }
 static inline f32x16 vdiv(f32x16 x, f32x16 y) { LT_EACH(vdivq_f32(x.q[i], y.q[i])); }
 static inline f32x16 vfma(f32x16 x, f32x16 y, f32x16 z) { LT_EACH(vfmaq_f32(z.q[i], x.q[i], y.q[i])); }
+static inline f32x16 vfnma(f32x16 x, f32x16 y, f32x16 z) { LT_EACH(vfmsq_f32(z.q[i], x.q[i], y.q[i])); }
 static inline f32x16 vmax(f32x16 x, f32x16 y) { LT_EACH(vmaxq_f32(x.q[i], y.q[i])); }
 static inline f32x16 vmin(f32x16 x, f32x16 y) { LT_EACH(vminq_f32(x.q[i], y.q[i])); }
 static inline f32x16 vabs(f32x16 x) { LT_EACH(vabsq_f32(x.q[i])); }
@@ -197,6 +202,7 @@ static inline f32x16 vsub(f32x16 x, f32x16 y) { LT_EACH(x.f[i] - y.f[i]); }
 static inline f32x16 vmul(f32x16 x, f32x16 y) { LT_EACH(x.f[i] * y.f[i]); }
 static inline f32x16 vdiv(f32x16 x, f32x16 y) { LT_EACH(x.f[i] / y.f[i]); }
 static inline f32x16 vfma(f32x16 x, f32x16 y, f32x16 z) { LT_EACH(fmaf(x.f[i], y.f[i], z.f[i])); }
+static inline f32x16 vfnma(f32x16 x, f32x16 y, f32x16 z) { LT_EACH(fmaf(-x.f[i], y.f[i], z.f[i])); }
 static inline f32x16 vmax(f32x16 x, f32x16 y) { LT_EACH(x.f[i] > y.f[i] ? x.f[i] : y.f[i]); }
 static inline f32x16 vmin(f32x16 x, f32x16 y) { LT_EACH(x.f[i] < y.f[i] ? x.f[i] : y.f[i]); }
 static inline f32x16 vabs(f32x16 x) { LT_EACH(fabsf(x.f[i])); }

@@ -65,7 +65,7 @@ static inline __attribute__((always_inline)) void block_times(const lt_op *op, c
     half_times(t5_block(m, block), m->groups, codes, op->arg[1].stride, tokens, low);
     half_times(t5_block(m, block) + HALF, m->groups, codes, op->arg[1].stride, tokens, high);
     for (int t = 0; t < tokens; t++) {
-        const __m256i code_sum = _mm256_set1_epi32(*(const int32_t *)lt_row(op, step, 3, token + t));
+        const __m256i code_sum = _mm256_set1_epi32((int32_t)*(const float *)lt_row(op, step, 3, token + t));
         int32_t sums[T5_ROWS];
         _mm256_storeu_si256((__m256i *)sums, _mm256_sub_epi32(low[t], code_sum));
         _mm256_storeu_si256((__m256i *)(sums + HALF_ROWS), _mm256_sub_epi32(high[t], code_sum));

@@ -58,7 +58,7 @@ enum {
     CHUNK = 32,                            /* groups decoded at a time: a panel of 20 KiB stays in L1 */
     STEPS = CHUNK * T5_DIGITS,             /* vectors of 4 weights a row in a panel */
     TOKENS = 12,                           /* 2 x 12 sums, 2 vectors of weights: 26 of 32 registers */
-    BATCH = 8 * TOKENS,                    /* tokens that share one decoding */
+    BATCH = 16 * TOKENS,                   /* tokens that share one decoding */
     BLOCKS = T5_BLOCKS_PER_PART,
 };
 
@@ -105,6 +105,8 @@ static void part_times_batch(const lt_op *op, const lt_step *step, const t5_matr
     const int64_t stride = op->arg[1].stride;
     memset(panel, 0, sizeof panel);
     memset(sums, 0, (size_t)tokens * sizeof *sums);
+    for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
+        __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * T5_ROWS, 1);
     for (int32_t g = 0; g < m->groups; g += CHUNK) {
         const int32_t groups = lt_min(CHUNK, m->groups - g);
         for (int32_t b = 0; b < blocks; b++)
@@ -118,7 +120,7 @@ static void part_times_batch(const lt_op *op, const lt_step *step, const t5_matr
         for (; t < tokens; t++) panel_times(panel, groups * T5_DIGITS, codes + t * stride, stride, 1, sums + t);
     }
     for (int32_t t = 0; t < tokens; t++) {
-        const int32_t code_sum = *(const int32_t *)lt_row(op, step, 3, token + t);
+        const int32_t code_sum = (int32_t)*(const float *)lt_row(op, step, 3, token + t);
         for (int32_t b = 0; b < blocks; b++) {
             for (int r = 0; r < T5_ROWS; r++) sums[t][b][r] -= code_sum;
             t5_finish(op, step, m, block + b, token + t, sums[t][b]);
@@ -128,7 +130,7 @@ static void part_times_batch(const lt_op *op, const lt_step *step, const t5_matr
 
 static void part_times_token(const lt_op *op, const lt_step *step, const t5_matrix *m, int32_t block, int32_t blocks,
                              int32_t token) {
-    const int32_t code_sum = *(const int32_t *)lt_row(op, step, 3, token);
+    const int32_t code_sum = (int32_t)*(const float *)lt_row(op, step, 3, token);
     for (int32_t b = block; b < block + blocks; b++) {
         int32_t sums[T5_ROWS];
         block_times_token(t5_block(m, b), lt_row(op, step, 1, token), m->groups, code_sum, sums);

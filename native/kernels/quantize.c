@@ -13,7 +13,7 @@ static float largest(const float *x, int32_t n) {
 }
 
 /* n columns: their codes, the scale, and the codes' sum. */
-static void quantize(int8_t *codes, float *scale, int32_t *sum, const float *x, int32_t n, float least) {
+static void quantize(int8_t *codes, float *scale, float *sum, const float *x, int32_t n, float least) {
     float a = largest(x, n);
     if (!(a > least)) a = least;
     const f32x16 s = vset1(127.0f / a);
@@ -22,7 +22,7 @@ static void quantize(int8_t *codes, float *scale, int32_t *sum, const float *x, 
     if (i < n) vstoren_i8(codes + i, vrint(vmul(vloadn(x + i, n - i), s)), n - i);
     for (i = 0; i < n; i++) total += codes[i];
     *scale = a / 127.0f;
-    *sum = total;
+    *sum = (float)total;
 }
 
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
@@ -30,7 +30,7 @@ static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end
     for (int32_t row = begin; row < end; row++) {
         int8_t *codes = lt_row(op, step, 0, row);
         float *scale = lt_row(op, step, 1, row);
-        int32_t *sum = lt_row(op, step, 2, row);
+        float *sum = lt_row(op, step, 2, row);
         const float *x = lt_row(op, step, 3, row);
         for (int32_t i = 0; i < n; i += group)
             quantize(codes + i, scale++, sum++, x + i, lt_min(group, n - i), op->f[0]);

@@ -13,12 +13,12 @@
 enum {
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
     PANEL = 16,              /* chunks that are decoded at a time */
-    BATCH = 8 * TILE_TOKENS, /* tokens that share one decoding */
+    BATCH = 16 * TILE_TOKENS, /* tokens that share one decoding */
     PREFETCH = 2048,         /* bytes ahead */
 };
 
-LT_INLINE f32x16 add_group(f32x16 y, i32x16 dot, grid w, float act_scale, int32_t act_sum) {
-    const f32x16 sum = vfma(vset1((float)-act_sum), w.zero, vfrom_i32(dot));
+LT_INLINE f32x16 add_group(f32x16 y, i32x16 dot, grid w, float act_scale, float act_sum) {
+    const f32x16 sum = vfnma(vset1(act_sum), w.zero, vfrom_i32(dot));
     return vfma(vmul(vset1(act_scale), w.scale), sum, y);
 }
 
@@ -36,7 +36,7 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, const int8_t *codes, int32_t chu
 #pragma GCC unroll 8
     for (int i = 0; i < sums; i++) total[i] = izero();
     for (int32_t c = 0; c < chunks;) {
-        const int32_t stop = chunks - c > safe ? c + safe : chunks;
+        const int32_t stop = IN_PLACE ? chunks : lt_min(c + safe, chunks);
         narrow part[8];
 #pragma GCC unroll 8
         for (int i = 0; i < sums; i++) part[i] = nzero();
@@ -73,7 +73,7 @@ static inline void block_times_token(const lt_op *op, const lt_step *step, const
                                      int32_t token) {
     const int8_t *codes = lt_row(op, step, 1, token);
     const float *act_scale = lt_row(op, step, 2, token);
-    const int32_t *act_sum = lt_row(op, step, 3, token);
+    const float *act_sum = lt_row(op, step, 3, token);
     f32x16 y = vset1(0);
     for (int32_t c = 0, g = 0; c < m->chunks; c += m->group, g++) {
         const i32x16 dot = chunks_dot(matrix_chunk(m, block, c), codes + c * CHUNK, lt_min(m->group, m->chunks - c));
@@ -83,7 +83,7 @@ static inline void block_times_token(const lt_op *op, const lt_step *step, const
 }
 
 /* Weights one to a byte, step by step. */
-typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR] __attribute__((aligned(VECTOR)));
+typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR];
 
 LT_INLINE u8x64 plane_step(const uint8_t *plane, int width, int step) {
     return u8down(u8load(plane + step * width / 8 * VECTOR), width, step % (8 / width));
@@ -98,34 +98,48 @@ LT_INLINE void decode_chunk(const uint8_t *data, panel to, int32_t chunk, int32_
     }
 }
 
-/* Chunks of a panel, one group at most, times `tokens` tokens. */
-LT_INLINE void tile(const panel weights, int32_t chunk, int32_t chunks, const int8_t *codes, int64_t stride, int tokens,
-                    i32x16 total[TILE_TOKENS][TILE_BLOCKS]) {
-    enum { SAFE = SAFE_STEPS((1 << BITS) - 1) };
+/* Steps of a panel times `tokens` tokens. */
+LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes,
+                          int64_t stride, int tokens, narrow result[TILE_TOKENS][TILE_BLOCKS]) {
+    narrow sums[TILE_TOKENS][TILE_BLOCKS]; /* in registers, as long as every loop over it is unrolled */
+#pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
-        for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = izero();
-    for (int32_t s = 0; s < chunks * STEPS;) {
-        const int32_t stop = chunks * STEPS - s > SAFE ? s + SAFE : chunks * STEPS;
-        narrow sums[TILE_TOKENS][TILE_BLOCKS];
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
+    for (int32_t s = 0; s < steps; s++) {
+        u8x64 w[TILE_BLOCKS];
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);
 #pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++)
+        for (int t = 0; t < tokens; t++) {
+            const i8x4 a = i8load4(codes + t * stride + s * STEP);
 #pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
-        for (; s < stop; s++) {
-            u8x64 w[TILE_BLOCKS];
-#pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[chunk * STEPS + s][b]);
-#pragma GCC unroll 12
-            for (int t = 0; t < tokens; t++) {
-                const i8x4 a = i8load4(codes + t * stride + s * STEP);
-#pragma GCC unroll 2
-                for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
-            }
+            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
         }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) result[t][b] = sums[t][b];
+}
+
+/* The same with sums in full, as narrow ones hold few steps on some ISAs. */
+LT_INLINE void tile(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes, int64_t stride,
+                    int tokens, i32x16 total[TILE_TOKENS][TILE_BLOCKS]) {
+    const int32_t safe = SAFE_STEPS((1 << BITS) - 1);
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = izero();
+    for (int32_t s = 0, stop; s < steps; s = stop) {
+        stop = safe == INT32_MAX ? steps : lt_min(s + safe, steps);
+        narrow sums[TILE_TOKENS][TILE_BLOCKS];
+        tile_steps(weights + s, stop - s, codes + s * STEP, stride, tokens, sums);
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
             for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = widen(total[t][b], sums[t][b]);
+        if (safe == INT32_MAX) break;
     }
 }
 
@@ -133,18 +147,20 @@ LT_INLINE void tile(const panel weights, int32_t chunk, int32_t chunks, const in
 LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const matrix *m, const panel weights, int32_t block,
                            int32_t blocks, int32_t first, int32_t chunks, int32_t token, int tokens,
                            float y[][TILE_BLOCKS][BLOCK]) {
-    const int8_t *codes = lt_row(op, step, 1, token);
+    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * CHUNK;
+    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
     for (int32_t c = 0, g = first / m->group; c < chunks; c += m->group, g++) {
         i32x16 dot[TILE_TOKENS][TILE_BLOCKS];
-        tile(weights, c, lt_min(m->group, chunks - c), codes + (first + c) * CHUNK, op->arg[1].stride, tokens, dot);
+        tile(weights + c * STEPS, lt_min(m->group, chunks - c) * STEPS, codes + c * CHUNK, op->arg[1].stride, tokens, dot);
         grid w[TILE_BLOCKS];
         for (int b = 0; b < TILE_BLOCKS; b++) w[b] = grid_at(m, block + lt_min(b, blocks - 1), g);
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++) {
-            const float act_scale = ((const float *)lt_row(op, step, 2, token + t))[g];
-            const int32_t act_sum = ((const int32_t *)lt_row(op, step, 3, token + t))[g];
+            const float scale = *(const float *)(act_scale + t * op->arg[2].stride + g * (int64_t)sizeof(float));
+            const float sum = *(const float *)(act_sum + t * op->arg[3].stride + g * (int64_t)sizeof(float));
+#pragma GCC unroll 2
             for (int b = 0; b < TILE_BLOCKS; b++)
-                vstore(y[t][b], add_group(vload(y[t][b]), dot[t][b], w[b], act_scale, act_sum));
+                vstore(y[t][b], add_group(vload(y[t][b]), dot[t][b], w[b], scale, sum));
         }
     }
 }
@@ -152,9 +168,11 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const matrix *m
 /* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
 static void blocks_times_batch(const lt_op *op, const lt_step *step, const matrix *m, int32_t block, int32_t blocks,
                                int32_t token, int32_t tokens) {
-    panel weights;
+    panel weights __attribute__((aligned(VECTOR)));
     float y[BATCH][TILE_BLOCKS][BLOCK];
     memset(y, 0, (size_t)tokens * sizeof *y);
+    for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
+        __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * BLOCK, 1);
     const int32_t at_once = PANEL / m->group * m->group;
     for (int32_t first = 0; first < m->chunks; first += at_once) {
         const int32_t chunks = lt_min(at_once, m->chunks - first);
