@@ -248,10 +248,13 @@ def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Pack
     return formats.pack(normal(rng, rows, cols) if kind == "normal" else mixed(rng, rows, cols, most=6e4), format)
 
 
+TERNARY = Coded(np.array([[-1, 0, 1]], np.int8), np.ones((1, 1), f32))
+
+
 def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
     """A matrix in a format of int8 activations: codes as large as the format holds."""
     codec = formats.codec(format)
-    levels = 1 << codec.bits if hasattr(codec, "bits") else 0  # 0: ternary
+    levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
     if kind == "extremes":

@@ -17,11 +17,11 @@ def ternary(rows, cols, seed):
     return Coded(rng.integers(-1, 2, (rows, cols)).astype(np.int8), rng.standard_normal((rows, 1)).astype(np.float32))
 
 
-@given(sizes, sizes, st.integers(0, 9))
+@given(st.sampled_from(["t5", "t2"]), sizes, sizes, st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_t5_returns_every_ternary_matrix(rows, cols, seed):
+def test_ternary_formats_return_every_ternary_matrix(format, rows, cols, seed):
     matrix = ternary(rows, cols, seed)
-    packed = formats.pack(matrix, "t5").check("x")
+    packed = formats.pack(matrix, format).check("x")
     np.testing.assert_array_equal(packed.matrix.codes, matrix.codes)
     np.testing.assert_array_equal(packed.matrix.scale, matrix.scale)
 
@@ -36,9 +36,10 @@ def test_every_t5_byte_holds_five_trits_and_all_243_occur():
     assert len(np.unique(packed.parts["data"].reshape(-1, 16, 4).reshape(-1, 4)[:243])) == 243
 
 
-def test_t5_refuses_what_it_cannot_hold():
-    with pytest.raises(ValueError, match="ternary"):
-        formats.pack(Coded(np.full((2, 2), 2, np.int8), np.ones((2, 1), np.float32)), "t5")
+def test_ternary_formats_refuse_what_they_cannot_hold():
+    for format in ("t5", "t2"):
+        with pytest.raises(ValueError, match="ternary"):
+            formats.pack(Coded(np.full((2, 2), 2, np.int8), np.ones((2, 1), np.float32)), format)
     with pytest.raises(UnsupportedModelError, match="65536"):
         formats.codec("t5").layout(1, 65537)
 

@@ -36,18 +36,14 @@ class Uniform:
     bits: int
     group: int = 0
     zeros: bool = False
+    ACT_GROUP: int = PER_ROW
 
     @classmethod
     def variant(cls, kernel: str, bits: int, suffix: str) -> Uniform | None:
         """The format that a suffix such as "g128z" names: groups of 128, zeros of their own. None for any other."""
         found = re.fullmatch(r"(?:g(\d+))?(z?)", suffix)
         group = int(found[1] or 0) if found else -1
-        return cls(kernel, bits, group, bool(found[2])) if found and group in (0, *GROUPS) else None
-
-    @property
-    def ACT_GROUP(self) -> int:
-        """Columns that share an activation scale."""
-        return self.group or PER_ROW
+        return cls(kernel, bits, group, bool(found[2]), group or PER_ROW) if found and group in (0, *GROUPS) else None
 
     def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The parts of a [rows, cols] matrix."""

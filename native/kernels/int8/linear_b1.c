@@ -1,4 +1,5 @@
 #define BITS 1
-#include "../uniform_linear.h"
+#define WHOLE 0
+#include "uniform.h"
 
 LT_KERNEL(linear_b1, linear_units, linear_run);

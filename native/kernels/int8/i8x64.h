@@ -8,14 +8,18 @@
  *     i32x16  a sum for every row
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest weight) steps are over
  *
+ * u8trit(v, low, high): how many of two thresholds a signed byte is above, less one where weights are signed.
+ *
  * u8field(v, width, i) is field i of every byte, `width` bits wide. Where a product costs the same however large the
  * weight, fields stay in their place (IN_PLACE), times 2^(width * i), each with sums of its own that are shifted once
  * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread.
  *
+ * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
+ *
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers. */
 #pragma once
-#include "f32x16.h"
-#include "kernel.h"
+#include "../f32x16.h"
+#include "../kernel.h"
 
 #define LT_INLINE static inline __attribute__((always_inline))
 
@@ -27,6 +31,8 @@ typedef __m512i i32x16;
 typedef __m512i narrow;
 #define IN_PLACE 1
 #define LAST_SHIFTED 0
+#define SIGNED_WEIGHTS 0
+#define WHOLE_BYTES 1
 #define SAFE_STEPS(weight) INT32_MAX
 #define TILE_TOKENS 12
 #define TILE_BLOCKS 2
@@ -41,6 +47,13 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return _mm512_and_si512(_mm512_srli_epi16(v, (unsigned)(width * i)), _mm512_set1_epi8((char)((1 << width) - 1)));
 }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { return _mm512_slli_epi16(v, (unsigned)bits); }
+LT_INLINE u8x64 u8add(u8x64 a, u8x64 b) { return _mm512_add_epi8(a, b); }
+LT_INLINE u8x64 u8signed(u8x64 v) { return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80)); }
+LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
+    const __m512i one = _mm512_set1_epi8(1);
+    const __m512i first = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(low)), one);
+    return _mm512_mask_add_epi8(first, _mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(high)), one, one);
+}
 LT_INLINE i8x4 i8load4(const int8_t *p) {
     int32_t word;
     memcpy(&word, p, sizeof word);
@@ -66,6 +79,10 @@ LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) {
 #endif
 }
 LT_INLINE i32x16 izero(void) { return _mm512_setzero_si512(); }
+LT_INLINE i32x16 iset1(int32_t x) { return _mm512_set1_epi32(x); }
+LT_INLINE i32x16 iload(const int32_t *p) { return _mm512_loadu_si512(p); }
+LT_INLINE void istore(int32_t *p, i32x16 x) { _mm512_storeu_si512(p, x); }
+LT_INLINE i32x16 isub(i32x16 a, i32x16 b) { return _mm512_sub_epi32(a, b); }
 LT_INLINE i32x16 iadd(i32x16 a, i32x16 b) { return _mm512_add_epi32(a, b); }
 LT_INLINE i32x16 ishl(i32x16 a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 LT_INLINE i32x16 ishr(i32x16 a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
@@ -82,6 +99,7 @@ typedef u8x64 i32x16;
 typedef u8x64 narrow;
 #define IN_PLACE 0
 #define LAST_SHIFTED 0
+#define SIGNED_WEIGHTS 0
 #define TILE_BLOCKS 1
 
 LT_INLINE u8x64 u8load(const uint8_t *p) {
@@ -108,7 +126,26 @@ LT_INLINE i8x4 i8load4(const int8_t *p) {
     memcpy(&word, p, sizeof word);
     return _mm256_set1_epi32(word);
 }
+LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) { return (u8x64){_mm256_add_epi8(v.a, w.a), _mm256_add_epi8(v.b, w.b)}; }
+LT_INLINE u8x64 u8signed(u8x64 v) {
+    const __m256i top = _mm256_set1_epi8((char)0x80);
+    return (u8x64){_mm256_xor_si256(v.a, top), _mm256_xor_si256(v.b, top)};
+}
+LT_INLINE __m256i trit_half(__m256i v, int8_t low, int8_t high) { /* a comparison gives -1 for true */
+    const __m256i first = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(low));
+    const __m256i second = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(high));
+    return _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(first, second));
+}
+LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
+    return (u8x64){trit_half(v.a, low, high), trit_half(v.b, low, high)};
+}
 LT_INLINE i32x16 izero(void) { return (i32x16){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+LT_INLINE i32x16 iset1(int32_t x) { return (i32x16){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+LT_INLINE i32x16 iload(const int32_t *p) { return u8load((const uint8_t *)p); }
+LT_INLINE void istore(int32_t *p, i32x16 x) { u8store((uint8_t *)p, x); }
+LT_INLINE i32x16 isub(i32x16 x, i32x16 y) {
+    return (i32x16){_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+}
 LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) {
     return (i32x16){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
 }
@@ -117,6 +154,7 @@ LT_INLINE i32x16 ishr(i32x16 x, int n) { return (i32x16){_mm256_srai_epi32(x.a, 
 LT_INLINE narrow nzero(void) { return izero(); }
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
 #define SAFE_STEPS(weight) INT32_MAX
+#define WHOLE_BYTES 1
 #define TILE_TOKENS 6
 LT_INLINE __m256i dot4_half(__m256i sums, __m256i w, i8x4 a) {
 #ifdef __AVXVNNI__
@@ -131,6 +169,7 @@ LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
 LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
 #else /* vpmaddubsw: sums of pairs in 16 bits */
 #define SAFE_STEPS(weight) (32767 / (2 * 127 * (weight)))
+#define WHOLE_BYTES 0
 #define TILE_TOKENS 3
 LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
     return (narrow){_mm256_add_epi16(sums.a, _mm256_maddubs_epi16(w.a, a)),
@@ -160,6 +199,8 @@ typedef struct {
     return r
 #define IN_PLACE LT_SDOT
 #define LAST_SHIFTED LT_SDOT
+#define SIGNED_WEIGHTS 1
+#define WHOLE_BYTES LT_SDOT
 #define TILE_BLOCKS 1
 
 LT_INLINE u8x64 u8load(const uint8_t *p) { LT_QUARTERS(u8x64, vld1q_u8(p + 16 * q)); }
@@ -184,7 +225,19 @@ LT_INLINE i8x4 i8load4(const int8_t *p) {
     memcpy(&word, p, sizeof word);
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
+LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) { LT_QUARTERS(u8x64, vaddq_u8(v.q[q], w.q[q])); }
+LT_INLINE u8x64 u8signed(u8x64 v) { LT_QUARTERS(u8x64, veorq_u8(v.q[q], vdupq_n_u8(0x80))); }
+LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) { /* a comparison gives -1 for true */
+    LT_QUARTERS(u8x64, vsubq_u8(vcleq_s8(vreinterpretq_s8_u8(v.q[q]), vdupq_n_s8(low)),
+                                vcgtq_s8(vreinterpretq_s8_u8(v.q[q]), vdupq_n_s8(high))));
+}
 LT_INLINE i32x16 izero(void) { LT_QUARTERS(i32x16, vdupq_n_s32(0)); }
+LT_INLINE i32x16 iset1(int32_t x) { LT_QUARTERS(i32x16, vdupq_n_s32(x)); }
+LT_INLINE i32x16 iload(const int32_t *p) { LT_QUARTERS(i32x16, vld1q_s32(p + 4 * q)); }
+LT_INLINE void istore(int32_t *p, i32x16 x) {
+    for (int q = 0; q < 4; q++) vst1q_s32(p + 4 * q, x.q[q]);
+}
+LT_INLINE i32x16 isub(i32x16 x, i32x16 y) { LT_QUARTERS(i32x16, vsubq_s32(x.q[q], y.q[q])); }
 LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) { LT_QUARTERS(i32x16, vaddq_s32(x.q[q], y.q[q])); }
 LT_INLINE i32x16 ishl(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(n))); }
 LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(-n))); }
@@ -251,6 +304,8 @@ typedef struct {
 typedef i32x16 narrow;
 #define IN_PLACE 0
 #define LAST_SHIFTED 0
+#define SIGNED_WEIGHTS 0
+#define WHOLE_BYTES 0
 #define SAFE_STEPS(weight) INT32_MAX
 #define TILE_TOKENS 4
 #define TILE_BLOCKS 1
@@ -274,12 +329,39 @@ LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] << bits);
     return v;
 }
+LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) {
+    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] + w.b[k]);
+    return v;
+}
+LT_INLINE u8x64 u8signed(u8x64 v) {
+    for (int k = 0; k < 64; k++) v.b[k] ^= 0x80;
+    return v;
+}
+LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
+    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(((int8_t)v.b[k] > low) + ((int8_t)v.b[k] > high));
+    return v;
+}
 LT_INLINE i8x4 i8load4(const int8_t *p) {
     i8x4 a;
     memcpy(a.b, p, sizeof a.b);
     return a;
 }
 LT_INLINE i32x16 izero(void) { return (i32x16){{0}}; }
+LT_INLINE i32x16 iset1(int32_t x) {
+    i32x16 r;
+    for (int i = 0; i < 16; i++) r.i[i] = x;
+    return r;
+}
+LT_INLINE i32x16 iload(const int32_t *p) {
+    i32x16 x;
+    memcpy(x.i, p, sizeof x.i);
+    return x;
+}
+LT_INLINE void istore(int32_t *p, i32x16 x) { memcpy(p, x.i, sizeof x.i); }
+LT_INLINE i32x16 isub(i32x16 x, i32x16 y) {
+    for (int r = 0; r < 16; r++) x.i[r] -= y.i[r];
+    return x;
+}
 LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) {
     for (int r = 0; r < 16; r++) x.i[r] += y.i[r];
     return x;

@@ -1,0 +1,198 @@
+/* Matrices times int8 activations: what all formats share. One text for every ISA, on i8x64.h.
+ *
+ * linear(y, codes, act_scale, act_sum, <the format's parts>; group): activations come quantized in groups of columns,
+ * each with a scale and the sum of its codes. One token meets the packed bytes themselves. For many, a panel of a
+ * block's weights is decoded once, one weight to a byte, and multiplied in tiles that stay in registers.
+ *
+ * A format says, before it includes this file,
+ *
+ *     COLUMNS, STEPS, BYTES   of a chunk: columns of a block of 16 rows that lie together; a step is 4 columns
+ *     PANEL                   chunks that are decoded at a time; a group is no longer
+ *     MOST                    the largest weight in a panel
+ *     format                  a struct of its own, and how it is read: format_open(op, step)
+ *     chunk_at(f, block, c)   where a chunk lies
+ *     decode(data, to, b)     one chunk into a panel
+ *     chunks_dot(f, data, codes, chunks)   the sums of several chunks, with one token
+ *
+ * and, if its integers are summed over a whole row before anything becomes a float (WHOLE),
+ *
+ *     row_finish(f, sums, block, act_scale, act_sum)
+ *
+ * or, if groups become floats one after the other,
+ *
+ *     grid, grid_at(f, block, group), add_group(y, sums, grid, act_scale, act_sum) */
+#pragma once
+#include "i8x64.h"
+
+enum {
+    BLOCK = 16,              /* output rows */
+    STEP = 4,                /* columns */
+    VECTOR = 64,             /* bytes */
+    BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
+    BATCH = 16 * TILE_TOKENS /* tokens that share one decoding */
+};
+
+typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR];
+
+LT_INLINE void store_rows(const lt_op *op, const lt_step *step, int32_t token, int32_t block, f32x16 y) {
+    float *to = (float *)lt_row(op, step, 0, token) + block * BLOCK;
+    const int32_t rows = op->arg[0].cols - block * BLOCK;
+    if (rows >= BLOCK) vstore(to, y);
+    else vstoren(to, y, rows);
+}
+
+LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int32_t group) {
+    return *(const float *)(row + token * op->arg[arg].stride + group * (int64_t)sizeof(float));
+}
+
+static inline void block_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t block) {
+    const int8_t *codes = lt_row(op, step, 1, 0);
+    const float *act_scale = lt_row(op, step, 2, 0), *act_sum = lt_row(op, step, 3, 0);
+#if WHOLE
+    const i32x16 sums = chunks_dot(f, chunk_at(f, block, 0), codes, f->chunks);
+    store_rows(op, step, 0, block, row_finish(f, sums, block, *act_scale, *act_sum));
+#else
+    f32x16 y = vset1(0);
+    for (int32_t c = 0, g = 0; c < f->chunks; c += f->group, g++) {
+        const i32x16 sums = chunks_dot(f, chunk_at(f, block, c), codes + c * COLUMNS, lt_min(f->group, f->chunks - c));
+        y = add_group(y, sums, grid_at(f, block, g), act_scale[g], act_sum[g]);
+    }
+    store_rows(op, step, 0, block, y);
+#endif
+}
+
+/* Steps of a panel times `tokens` tokens. */
+LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes,
+                          int64_t stride, int tokens, narrow result[TILE_TOKENS][TILE_BLOCKS]) {
+    narrow sums[TILE_TOKENS][TILE_BLOCKS]; /* in registers, as long as every loop over it is unrolled */
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
+    for (int32_t s = 0; s < steps; s++) {
+        u8x64 w[TILE_BLOCKS];
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++) {
+            const i8x4 a = i8load4(codes + t * stride + s * STEP);
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
+        }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) result[t][b] = sums[t][b];
+}
+
+/* The same with sums in full, as narrow ones hold few steps on some ISAs. */
+LT_INLINE void tile(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes, int64_t stride,
+                    int tokens, i32x16 total[TILE_TOKENS][TILE_BLOCKS]) {
+    const int32_t safe = SAFE_STEPS(MOST);
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = izero();
+    for (int32_t s = 0, stop; s < steps; s = stop) {
+        stop = safe == INT32_MAX ? steps : lt_min(s + safe, steps);
+        narrow sums[TILE_TOKENS][TILE_BLOCKS];
+        tile_steps(weights + s, stop - s, codes + s * STEP, stride, tokens, sums);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = widen(total[t][b], sums[t][b]);
+        if (safe == INT32_MAX) break;
+    }
+}
+
+#if WHOLE
+typedef int32_t result[TILE_BLOCKS][BLOCK];
+#else
+typedef float result[TILE_BLOCKS][BLOCK];
+#endif
+
+/* A panel of chunks, the first of them `first`, times tokens. */
+LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights, int32_t block,
+                           int32_t blocks, int32_t first, int32_t chunks, int32_t token, int tokens, result y[]) {
+    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * COLUMNS;
+    i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
+#if WHOLE
+    (void)f, (void)block, (void)blocks;
+    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, sums);
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) istore(y[t][b], iadd(iload(y[t][b]), sums[t][b]));
+#else
+    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
+    for (int32_t c = 0, g = first / f->group; c < chunks; c += f->group, g++) {
+        tile(weights + c * STEPS, lt_min(f->group, chunks - c) * STEPS, codes + c * COLUMNS, op->arg[1].stride, tokens,
+             sums);
+        grid grids[TILE_BLOCKS];
+        for (int b = 0; b < TILE_BLOCKS; b++) grids[b] = grid_at(f, block + lt_min(b, blocks - 1), g);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++) {
+            const float scale = act_of(op, act_scale, 2, t, g), sum = act_of(op, act_sum, 3, t, g);
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++)
+                vstore(y[t][b], add_group(vload(y[t][b]), sums[t][b], grids[b], scale, sum));
+        }
+    }
+#endif
+}
+
+/* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
+static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t blocks,
+                               int32_t token, int32_t tokens) {
+    panel weights __attribute__((aligned(VECTOR)));
+    result y[BATCH];
+    memset(y, 0, (size_t)tokens * sizeof *y);
+    for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
+        __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * BLOCK, 1);
+#if WHOLE
+    const int32_t at_once = PANEL;
+#else
+    const int32_t at_once = PANEL / f->group * f->group;
+#endif
+    for (int32_t first = 0; first < f->chunks; first += at_once) {
+        const int32_t chunks = lt_min(at_once, f->chunks - first);
+        for (int32_t c = 0; c < chunks; c++)
+            for (int32_t b = 0; b < TILE_BLOCKS; b++)
+                decode(chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
+        int32_t t = 0;
+#define TILES_OF(n)                                                                                             \
+    for (; t + n <= tokens; t += n) panel_times(op, step, f, weights, block, blocks, first, chunks, token + t, n, y + t)
+        TILES_OF(TILE_TOKENS);
+        if (TILE_TOKENS > 4) TILES_OF(4);
+        if (TILE_TOKENS > 2) TILES_OF(2);
+        TILES_OF(1);
+#undef TILES_OF
+    }
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t b = 0; b < blocks; b++) {
+#if WHOLE
+            const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
+            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
+            store_rows(op, step, token + t, block + b, row_finish(f, iload(y[t][b]), block + b, scale, sum));
+#else
+            store_rows(op, step, token + t, block + b, vload(y[t][b]));
+#endif
+        }
+}
+
+static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
+    const format f = format_open(op, step);
+    const int32_t tokens = lt_rows(op, step), last = lt_min(end * BLOCKS_PER_PART, lt_ceil_div(op->arg[0].cols, BLOCK));
+    if (tokens == 1) {
+        for (int32_t block = begin * BLOCKS_PER_PART; block < last; block++) block_times_token(op, step, &f, block);
+        return;
+    }
+    for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += TILE_BLOCKS)
+        for (int32_t t = 0; t < tokens; t += BATCH)
+            blocks_times_batch(op, step, &f, block, lt_min(TILE_BLOCKS, last - block), t, lt_min(BATCH, tokens - t));
+}
+
+static int32_t linear_units(const lt_op *op, const lt_step *step) {
+    return lt_rows(op, step) ? lt_ceil_div(op->arg[0].cols, BLOCK * BLOCKS_PER_PART) : 0;
+}

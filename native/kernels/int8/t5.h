@@ -1,0 +1,105 @@
+/* t5: ternary weights at 1.6 bits, five to a byte; runtime/formats/t5.py says how they lie.
+ *
+ * A byte u holds a number f = u - 128, a fraction of 256 in balanced ternary: 3 f = 256 t + f', where t is its first
+ * digit, -1, 0 or 1, and f' = 3 f wrapped to a byte holds the digits that remain. So nothing needs to be looked up:
+ * a dot product with the digits is one with the bytes themselves,
+ *
+ *     256 sum(a t) = 3 sum(a f) - sum(a f')
+ *
+ * in integers that may wrap, because the result, sum(a t), is below 2^23 while K <= 65536. Where
+ * a byte product is slow, the digit is (f > 42) - (f < -42) instead.
+ *
+ * linear_t5(y, codes, scale, sum, data, row_scale): y = (codes . t) * (scale * row_scale), codes as quantize makes
+ * them. Codes beyond the matrix's columns are 0. */
+#pragma once
+#include "i8x64.h"
+
+#define WHOLE 1
+
+enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2, PREFETCH = 2048 /* bytes ahead */ };
+
+typedef struct {
+    const uint8_t *data; /* [blocks][chunks][16 rows][4] */
+    const float *row_scale;
+    int32_t chunks;
+} format;
+
+static inline format format_open(const lt_op *op, const lt_step *step) {
+    return (format){lt_row(op, step, 4, 0), lt_row(op, step, 5, 0), op->arg[4].cols / BYTES};
+}
+
+static inline const uint8_t *chunk_at(const format *f, int32_t block, int32_t chunk) {
+    return f->data + ((int64_t)block * f->chunks + chunk) * BYTES;
+}
+
+LT_INLINE u8x64 times3(u8x64 f) { return u8add(u8add(f, f), f); }
+
+/* The first digit of fractions; plus 1, unless weights are signed. */
+LT_INLINE u8x64 digit(u8x64 f) { return u8trit(f, -43, 42); }
+
+#if WHOLE_BYTES
+/* One chain of sums per digit hides the latency of a dot product. With unsigned bytes u = f + 128 both sums gain 128
+ * times the codes' sum, so their combination gains 256 times it: what row_finish takes off. */
+LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+    (void)f;
+    narrow now[STEPS], next[STEPS];
+#pragma GCC unroll 5
+    for (int d = 0; d < STEPS; d++) now[d] = next[d] = nzero();
+    for (int32_t c = 0; c < chunks; c++) {
+        const u8x64 bytes = u8load(data + (int64_t)c * BYTES);
+        u8x64 u = SIGNED_WEIGHTS ? u8signed(bytes) : bytes;
+        __builtin_prefetch(data + (int64_t)c * BYTES + PREFETCH);
+#pragma GCC unroll 5
+        for (int d = 0; d < STEPS; d++) {
+            const i8x4 a = i8load4(codes + c * COLUMNS + d * 4);
+            now[d] = dot4(now[d], u, a);
+            u = times3(u);
+            next[d] = dot4(next[d], u, a);
+        }
+    }
+    i32x16 total = izero(), rest = izero();
+#pragma GCC unroll 5
+    for (int d = 0; d < STEPS; d++) {
+        total = widen(total, now[d]);
+        rest = widen(rest, next[d]);
+    }
+    return ishr(isub(iadd(iadd(total, total), total), rest), 8);
+}
+#else
+LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+    (void)f;
+    const int32_t safe = SAFE_STEPS(MOST) / STEPS;
+    i32x16 total = izero();
+    for (int32_t c = 0; c < chunks;) {
+        const int32_t stop = chunks - c > safe ? c + safe : chunks;
+        narrow sums = nzero();
+        for (; c < stop; c++) {
+            u8x64 fraction = u8signed(u8load(data + (int64_t)c * BYTES));
+            __builtin_prefetch(data + (int64_t)c * BYTES + PREFETCH);
+#pragma GCC unroll 5
+            for (int d = 0; d < STEPS; d++) {
+                sums = dot4at(sums, digit(fraction), codes + c * COLUMNS + d * 4);
+                fraction = times3(fraction);
+            }
+        }
+        total = widen(total, sums);
+    }
+    return total;
+}
+#endif
+
+LT_INLINE void decode(const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+    u8x64 fraction = u8signed(u8load(data));
+#pragma GCC unroll 5
+    for (int d = 0; d < STEPS; d++) {
+        u8store(to[d][b], digit(fraction));
+        fraction = times3(fraction);
+    }
+}
+
+LT_INLINE f32x16 row_finish(const format *f, i32x16 sums, int32_t block, float act_scale, float act_sum) {
+    const i32x16 dot = isub(sums, iset1(SIGNED_WEIGHTS ? 0 : (int32_t)act_sum)); /* right in its lower 24 bits */
+    return vmul(vfrom_i32(ishr(ishl(dot, 8), 8)), vmul(vset1(act_scale), vload(f->row_scale + (int64_t)block * 16)));
+}
+
+#include "linear.h"
