@@ -95,8 +95,9 @@ def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
 def quantize(x: Array, *, group: int, least: float) -> Array:
     """Activations as int8, with one scale per ``group`` columns, or per token if it is 0.
 
-    Returns codes int8 [rows, cols padded with 0], scale float32 [rows, groups] with x ~ codes * scale, and the sums of
-    the groups' codes, float32 [rows, groups]: whole numbers, exact up to 2^17 columns. A group whose values are all below ``least`` is scaled as if they were not.
+    Returns codes int8 [rows, cols padded with 0]; scale float32 [rows, groups] with x ~ codes * scale; and the sums of
+    the groups' codes, float32 [rows, groups]: whole numbers, exact up to 2^17 columns. A group whose values are all
+    below ``least`` is scaled as if they were not.
     """
     n, cols = x.shape
     (padded, _), (groups, _), _ = _quantized(x, group=group)
@@ -131,17 +132,28 @@ def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed, *, grou
     cols, sums = matrix.shape[1], []
     for g, begin in enumerate(range(0, cols, group or cols)):
         some = slice(begin, min(begin + (group or cols), cols))
-        own = begin // matrix.group if matrix.group else 0
-        dot = codes[:, some].astype(np.float64) @ matrix.codes[:, some].T.astype(np.float64)  # exact
-        if matrix.zero is not None:
-            dot -= matrix.zero[:, own] * sum[:, g, None].astype(np.float64)
-        sums.append((scale[:, g, None] * matrix.scale[:, own]) * dot.astype(scale.dtype))
+        for c, s, zero, offset in _grids(matrix, some):
+            dot = codes[:, some].astype(np.float64) @ c.T.astype(np.float64)  # exact
+            dot -= zero * sum[:, g, None].astype(np.float64)
+            part = (scale[:, g, None] * s) * dot.astype(scale.dtype)
+            sums.append(part if offset is None else part + scale[:, g, None] * sum[:, g, None] * offset)
     return reduce(np.add, sums)
+
+
+def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
+    """Codes, scale, zero and offset of every plane of a group of columns."""
+    own = columns.start // matrix.group if matrix.group else 0
+    if isinstance(matrix, Coded):
+        zero = 0 if matrix.zero is None else matrix.zero[:, own]
+        return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
+    offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
+    planes = zip(matrix.bits[:, :, columns], matrix.scale[:, :, own], offsets, strict=False)
+    return [(bits, scale, matrix.zero, offset) for bits, scale, offset in planes]
 
 
 @op(lambda x, weight: [(weight.shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
 def _linear(x: Array, weight: Packed) -> Array:
-    matrix = weight.matrix
+    matrix: Any = weight.matrix
     if isinstance(matrix, Coded):
         return (x @ matrix.codes.T.astype(f32)) * matrix.scale[:, 0]
     return x @ matrix.T

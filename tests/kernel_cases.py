@@ -9,14 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from lutra.runtime import formats, ops
-from lutra.runtime.formats import Coded, Packed
+from lutra.runtime.formats import Coded, Packed, Planes
 
 Rng = np.random.Generator
 f32 = np.float32
@@ -254,6 +253,8 @@ TERNARY = Coded(np.array([[-1, 0, 1]], np.int8), np.ones((1, 1), f32))
 def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
     """A matrix in a format of int8 activations: codes as large as the format holds."""
     codec = formats.codec(format)
+    if hasattr(codec, "planes") and codec.KERNEL == "bcq":
+        return formats.pack(planes(rng, codec, rows, cols, kind), format)
     levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
@@ -269,14 +270,28 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
     return formats.pack(Coded(codes.astype(np.uint8 if levels else np.int8), scale.astype(f32), zero, group), format)
 
 
+def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
+    bits = rng.integers(0, 2, (codec.planes, rows, cols), dtype=np.uint8)
+    if kind == "extremes":
+        bits[:] = rng.integers(0, 2, (codec.planes, rows, 1))
+    grids = rng.standard_normal((codec.planes + 1, rows, -(-cols // codec.ACT_GROUP))).astype(np.float16).astype(f32)
+    return Planes(bits, grids[1:], codec.ACT_GROUP, grids[0] if codec.offsets else None, codec.zero)
+
+
 def variants(format: str) -> list[str]:
     """The formats of a family, or the one there is."""
-    suffixes = ["", "g32", "g64z", "g128", "z", "g128z"]
+    suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128z", "4g128"]
+    suffixes = [suffix for suffix in suffixes if FAMILIES.get(format, lambda _: None)(suffix)]
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
 
-FAMILIES = [name for name in formats.names() if hasattr(import_module(f"lutra.runtime.formats.{name}"), "variant")]
+FAMILIES = {base: module.variant for base, module in formats._modules().items() if hasattr(module, "variant")}
+NAMED: dict[str, list[str]] = {}  # formats by the name of their kernels
 
+
+for base in formats._modules():
+    for name in variants(base):
+        NAMED.setdefault(formats.codec(name).KERNEL, []).append(name)
 
 MATRIX_ROWS = [1, 15, 16, 17, 31, 32, 33, 48, 65]
 MATRIX_COLS = [1, 5, 19, 20, 21, 40, 100, 301, 320, 321, 640, 1000]
@@ -292,16 +307,17 @@ def matrix_sizes(rng: Rng) -> Iterator[tuple[str, int, int, int]]:
     yield "normal", 6, 17, 2560
 
 
-@register("linear", formats.names())
-def linear(rng: Rng, format: str) -> Iterator[Case]:
-    int8 = formats.codec(format).ACT_GROUP is not None
-    yield from linear_int8(rng, format) if int8 else linear_float(rng, format)
+@register("linear", NAMED)
+def linear(rng: Rng, kernel: str) -> Iterator[Case]:
+    named = NAMED[kernel]
+    int8 = formats.codec(named[0]).ACT_GROUP is not None
+    yield from linear_int8(rng, named) if int8 else linear_float(rng, *named)
 
 
-def linear_int8(rng: Rng, family: str) -> Iterator[Case]:
+def linear_int8(rng: Rng, named: list[str]) -> Iterator[Case]:
     longest = [("extremes", 1, 17, 65536), ("extremes", 4, 16, 65536), ("extremes", 13, 2, 65536)]
     sizes = [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest]
-    for format, (kind, n, rows, cols) in zip(cycle(variants(family)), sizes, strict=False):
+    for format, (kind, n, rows, cols) in zip(cycle(named), sizes, strict=False):
         weight = int8_matrix(rng, format, rows, cols, kind)
         group = weight.codec.ACT_GROUP
         codes = np.zeros((n, -(-cols // ops.INT8_PAD) * ops.INT8_PAD), np.int8)
@@ -322,7 +338,8 @@ def grouped_bound(codes: Rows, scale: Rows, sums: Rows, weight: Packed, *, group
     matrix: Any = weight.matrix
     cols, groups = matrix.shape[1], scale.array.shape[1]
     activations = np.abs(codes.array[:, :cols] * np.repeat(scale.array, group, axis=1)[:, :cols].astype(float))
-    size = activations @ np.abs(formats.to_float32(matrix)).T.astype(float)
+    size = activations @ np.abs(magnitudes(matrix)).T.astype(float)
+    groups *= len(getattr(matrix, "bits", "1")) + 1
     return (groups + 3) * EPS * size + groups * TINY
 
 
@@ -336,14 +353,24 @@ def linear_float(rng: Rng, format: str) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols} -> {rows}", ops._linear, (Rows(x), weight), bound=bound)
 
 
+def magnitudes(matrix: Any) -> np.ndarray:
+    """How large the terms are whose sum is each weight."""
+    if isinstance(matrix, Coded):
+        return formats.to_float32(matrix)
+    offset = None if matrix.offset is None else np.abs(matrix.offset)
+    return formats.to_float32(
+        replace(matrix, bits=np.ones_like(matrix.bits), scale=np.abs(matrix.scale), zero=0.0, offset=offset)
+    )
+
+
 def scales(weight: Packed) -> np.ndarray:
     return 1 + np.abs(weight.matrix.scale[:, 0]).astype(float) if isinstance(weight.matrix, Coded) else np.ones(1)
 
 
-@register("embed", formats.names())
-def embed(rng: Rng, family: str) -> Iterator[Case]:
+@register("embed", NAMED)
+def embed(rng: Rng, kernel: str) -> Iterator[Case]:
     sizes = [(1, 1, 1), (3, 7, 15), (13, 50, 16), (5, 9, 17), (97, 33, 100), (4, 5, 2560)]
-    for format, (n, rows, cols) in zip(cycle(variants(family)), sizes, strict=False):
+    for format, (n, rows, cols) in zip(cycle(NAMED[kernel]), sizes, strict=False):
         ids = np.r_[0, rows - 1, rng.integers(0, rows, n)][-n:, None].astype(np.int32)
         int8 = formats.codec(format).ACT_GROUP is not None
         table = (int8_matrix if int8 else float_matrix)(rng, format, rows, cols, "mixed")
@@ -351,9 +378,9 @@ def embed(rng: Rng, family: str) -> Iterator[Case]:
         yield Case(f"{format}: {n} of {rows} x {cols}", ops._embed, (Rows(ids), table), attrs)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(64, 1024)
     ids = np.arange(64, dtype=np.int32)[:, None]
-    every = {"f16": bits.view(np.float16), "bf16": bits.view(formats.BF16)}.get(family)
+    every = {"f16": bits.view(np.float16), "bf16": bits.view(formats.BF16)}.get(kernel)
     if every is not None:
-        yield Case("every 16-bit number", ops._embed, (Rows(ids), formats.pack(every, family)), {"group": 0})
+        yield Case("every 16-bit number", ops._embed, (Rows(ids), formats.pack(every, kernel)), {"group": 0})
 
 
 # The cache

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 
 from lutra.cli.main import main
 from lutra.runtime.errors import LutraError
@@ -34,9 +35,7 @@ def test_rows(capsys):
 
 @pytest.mark.parametrize("format", bench.FORMATS)
 def test_every_format_and_head(capsys, format):
-    (row,) = rows(
-        capsys, "--format", format, "--head", "q8" if format == "t5" else format, "-p", "0", "-n", "2", "-r", "1"
-    )
+    (row,) = rows(capsys, "--format", format, "--head", tiny.head_format(format), "-p", "0", "-n", "2", "-r", "1")
     assert row["model_n_params"] == 1444608
 
 

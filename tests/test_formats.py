@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import BF16, Coded, to_float32
+from lutra.runtime.formats import BF16, Coded, Planes, to_float32
 
 sizes = st.integers(1, 70)
 
@@ -169,7 +169,39 @@ def test_floats_round_to_half_a_step(base, bits, suffix):
         assert (np.abs(values - x) <= step * (0.52 if matrix.group and suffix.endswith("z") else 1.001)).all()
 
 
-@pytest.mark.parametrize("name", ["q5", "q4g", "q4g100", "q4gz", "q4x", "b1g256", "t5g32"])
+@given(
+    st.sampled_from(["bcq1g32", "bcq2g64z", "bcq3g128", "bcq4g64", "dbg32", "dbg128"]),
+    sizes,
+    st.integers(1, 300),
+    st.integers(0, 9),
+)
+@settings(max_examples=80, deadline=None)
+def test_binary_planes_return_every_matrix(format, rows, cols, seed):
+    codec, rng = formats.codec(format), np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (codec.planes, rows, cols), dtype=np.uint8)
+    grids = rng.standard_normal((codec.planes + 1, rows, -(-cols // codec.ACT_GROUP))).astype(np.float16)
+    grids = grids.astype(np.float32)
+    matrix = Planes(bits, grids[1:], codec.ACT_GROUP, grids[0] if codec.offsets else None, codec.zero)
+    assert codec.accepts(matrix)
+    again = formats.pack(matrix, format).check("x").matrix
+    np.testing.assert_array_equal(again.bits, matrix.bits)
+    np.testing.assert_array_equal(again.scale, matrix.scale)
+    np.testing.assert_array_equal(to_float32(again), to_float32(matrix))
+
+
+def test_binary_planes_are_what_the_papers_say():
+    alpha, signs = np.array([[[0.5]], [[0.25]]], np.float32), np.array([[[1, -1, -1]], [[1, 1, -1]]])
+    coded = Planes((signs > 0).astype(np.uint8), 2 * alpha, 32)
+    np.testing.assert_array_equal(to_float32(coded), [[0.75, -0.25, -0.75]])
+    dual = Planes(np.array([[[0, 1, 1]], [[1, 0, 1]]], np.uint8), np.array([[[2]], [[-1]]], np.float32), 32, None, 0.0)
+    np.testing.assert_array_equal(to_float32(dual), [[-1, 2, 1]])
+    with pytest.raises(ValueError, match="binary planes"):
+        formats.pack(dual, "bcq2g32")
+    with pytest.raises(ValueError, match="binary planes"):
+        formats.pack(to_float32(dual), "dbg32")
+
+
+@pytest.mark.parametrize("name", ["bcq", "bcq9g32", "db", "q5", "q4g", "q4g100", "q4gz", "q4x", "b1g256", "t5g32"])
 def test_names_that_are_no_format(name):
     with pytest.raises(LutraError, match="unknown weight format"):
         formats.codec(name)

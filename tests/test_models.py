@@ -20,7 +20,7 @@ CASE_IDS = [f"{arch.__name__.rpartition('.')[2]}-{format}" for arch, format in C
 
 @pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
 def test_plan_computes_what_forward_says(arch, format):
-    with tiny.model(arch, format, head="q8" if format == "t5" else format) as m:
+    with tiny.model(arch, format, head=tiny.head_format(format)) as m:
         got, expected = m.session().logits(IDS), tiny.numpy_logits(m, IDS)
     # A group's sum is a float: another rounding of it can tip the next matrix's int8 activations by a step.
     assert tiny.relative(got, expected) < (5e-3 if formats.codec(format).ACT_GROUP else 1e-5)

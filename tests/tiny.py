@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 import lutra.models
+from lutra import native
 from lutra.runtime import formats
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Coded, Planes
+from lutra.runtime.formats._planes import BinaryPlanes
 from lutra.runtime.model import Model
 from lutra.runtime.ops import State
 
@@ -42,7 +44,20 @@ def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> An
     ternary = Coded(codes, rng.uniform(0.05, 0.2, (shape[0], 1)).astype(np.float32))
     if formats.codec(format).ACT_GROUP == 0:
         return formats.pack(ternary, format)
+    if isinstance(formats.codec(format), BinaryPlanes):
+        return formats.pack(_planes(rng, formats.codec(format), shape), format)
     return formats.pack((0.1 * rng.standard_normal(shape)).astype(np.float32), format)
+
+
+def _planes(rng: np.random.Generator, codec: BinaryPlanes, shape: tuple[int, ...]) -> Planes:
+    bits = rng.integers(0, 2, (codec.planes, *shape), dtype=np.uint8)
+    scale = rng.uniform(0.02, 0.1, (codec.planes, shape[0], -(-shape[1] // codec.ACT_GROUP))).astype(np.float32)
+    return Planes(bits, scale, codec.ACT_GROUP, None, codec.zero)
+
+
+def head_format(format: str) -> str:
+    """The format itself, if an embedding can be stored in it; else another."""
+    return format if f"embed_{formats.codec(format).KERNEL}_scalar" in native.kernels() else "q8"
 
 
 def numpy_logits(m: Model, ids: list[int]) -> np.ndarray:

@@ -141,12 +141,15 @@ def synthetic(shape: str, format: str, head: str = "q8", **options: Any) -> Mode
     return Model(arch, config, weights, **options)
 
 
+_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01}
+
+
 def _noise(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Packed:
     """A matrix of random bytes where any byte is a weight, of small random floats where not."""
     parts = {}
     for name, (dtype, size) in formats.codec(format).layout(*shape).items():
-        if name in ("scale", "zero"):
-            parts[name] = np.full(size, 0.02 if name == "scale" else 1, dtype)
+        if name in _GRID:
+            parts[name] = np.full(size, _GRID[name], dtype)
         elif np.dtype(dtype).itemsize == 1:
             parts[name] = np.frombuffer(rng.bytes(int(np.prod(size))), dtype).reshape(size)
         else:

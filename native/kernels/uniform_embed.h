@@ -15,7 +15,7 @@ static inline void embed_run(const lt_op *op, const lt_step *step, int32_t begin
         const int32_t id = *(const int32_t *)lt_row(op, step, 1, token), block = id / ROWS, row = id % ROWS;
         float *y = lt_row(op, step, 0, token);
         for (int32_t c = 0; c < m.chunks; c++) {
-            const grid g = grid_at(&m, block, c / m.group);
+            const grid g = grid_at(&m, block, c / m.group, 0);
             const uint8_t *chunk = chunk_at(&m, block, c);
             float scale[ROWS], zero[ROWS];
             vstore(scale, g.scale);

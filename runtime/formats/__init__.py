@@ -13,7 +13,8 @@ A format has
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing.
 
-A module either is a format, or has ``variant(suffix)`` that makes one: "q4g128" is q4's variant "g128".
+A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
+q4's variant "g128".
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import pkgutil
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from lutra.runtime.errors import CorruptModelError
 
-__all__ = ["BF16", "Coded", "Packed", "codec", "names", "pack", "to_float32"]
+__all__ = ["BF16", "Coded", "Packed", "Planes", "codec", "names", "pack", "to_float32"]
 
 
 class BF16(np.ndarray):
@@ -83,11 +85,41 @@ class Coded:
         return self.scale[:, own], _rows(self.zero, (slice(None), own))
 
 
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """A matrix that is a sum of binary ones: W[o, i] = offset[o, g] + sum_p (bits[p, o, i] - zero) * scale[p, o, g].
+
+    bits: uint8 0 or 1 [planes, out, in]. scale: float32 [planes, out, groups]. offset: float32 [out, groups], or None:
+    0. zero: 1/2 for planes of -1 and 1 (scale is twice their alpha), 0 for planes of 0 and 1. group: columns that share
+    a scale; g = i // group.
+    """
+
+    bits: np.ndarray
+    scale: np.ndarray
+    group: int
+    offset: np.ndarray | None = None
+    zero: float = 0.5
+
+    def __post_init__(self) -> None:
+        planes, rows, cols = self.bits.shape
+        shape = (rows, -(-cols // self.group))
+        if self.scale.shape != (planes, *shape) or (self.offset is not None and self.offset.shape != shape):
+            raise ValueError(f"planes of {self.bits.shape} in groups of {self.group} need scales of {(planes, *shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.bits.shape[1:]  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Planes:
+        return replace(self, bits=self.bits[:, rows], scale=self.scale[:, rows], offset=_rows(self.offset, rows))
+
+
 def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
     return None if x is None else x[rows]
 
 
-Matrix = np.ndarray | Coded
+Matrix = np.ndarray | Coded | Planes
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -96,6 +128,10 @@ def to_float32(x: Matrix) -> np.ndarray:
         own = np.arange(x.codes.shape[1]) // x.group if x.group else slice(None)
         values = x.codes.astype(np.float32) if x.zero is None else x.codes - x.zero[:, own]
         return values * x.scale[:, own]
+    if isinstance(x, Planes):
+        own = np.arange(x.shape[1]) // x.group
+        values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
+        return values if x.offset is None else values + x.offset[:, own]
     if isinstance(x, BF16):
         return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
     return np.asarray(x, dtype=np.float32)
@@ -149,20 +185,24 @@ class Packed:
 
 
 def names() -> list[str]:
-    """The modules there are: formats and, where there are variants, families of them."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Every format, and of each family of them a typical one."""
+    return [getattr(module, "TYPICAL", base) for base, module in _modules().items()]
 
 
 @cache
 def codec(name: str) -> Any:
     """The format of that name; CorruptModelError for a name that is none."""
-    for base in names():
-        module = import_module(f"{__name__}.{base}")
+    for base, module in _modules().items():
         if name == base and not hasattr(module, "variant"):
             return module
         if name.startswith(base) and hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
             return made
-    raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())}")
+    raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())} and the like")
+
+
+def _modules() -> dict[str, ModuleType]:
+    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return {name: import_module(f"{__name__}.{name}") for name in sorted(found)}
 
 
 def pack(matrix: Matrix, format: str) -> Packed:

@@ -102,10 +102,10 @@ class Uniform:
             some = matrix[begin : begin + _AT_ONCE]
             codes, scale, zero = self._fit(some if isinstance(some, Coded) else self._round(to_float32(some)))
             blocks = slice(begin // ROWS, begin // ROWS - (-len(codes) // ROWS))
-            parts["data"][blocks] = self._pack_codes(codes)
-            parts["scale"][blocks] = _by_block(scale)
+            parts["data"][blocks] = self.pack_codes(codes)
+            parts["scale"][blocks] = by_block(scale)
             if self.zeros:
-                parts["zero"][blocks] = _by_block(zero)
+                parts["zero"][blocks] = by_block(zero)
             else:
                 if begin and parts["zero"][0] != zero[0]:
                     raise ValueError("zeros that differ")
@@ -140,7 +140,8 @@ class Uniform:
         scale = 2 * np.abs(groups).sum(axis=2) / counts.astype(np.float32)
         return scale, np.full_like(scale, 0.5)
 
-    def _pack_codes(self, codes: np.ndarray) -> np.ndarray:
+    def pack_codes(self, codes: np.ndarray) -> np.ndarray:
+        """The data of codes uint8 [rows, cols]: uint8 [blocks, chunks * bits * 64]."""
         rows, cols = codes.shape
         blocks, chunks = -(-rows // ROWS), -(-cols // CHUNK)
         padded = np.zeros((blocks * ROWS, chunks * CHUNK), np.uint8)
@@ -155,9 +156,8 @@ class Uniform:
         low = 4 if self.bits >= 4 else 2 if self.bits >= 2 else 1
         return [(low, 0)] if low == self.bits else [(low, 0), (self.bits - low, low)]
 
-    def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
-        """The matrix again. Every byte means something: none is invalid."""
-        data = parts["data"]
+    def unpack_codes(self, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
+        """The codes again."""
         blocks = len(data)
         vectors = data.reshape(blocks, -1, self.bits, ROWS, BYTES)
         codes = np.zeros((blocks, vectors.shape[1], STEPS, ROWS, BYTES), np.uint8)
@@ -165,10 +165,13 @@ class Uniform:
             for step in range(STEPS):
                 vector, field = divmod(step * width, 8)
                 codes[:, :, step] |= (vectors[:, :, shift + vector] >> field & (1 << width) - 1) << shift
-        plain = codes.transpose(0, 3, 1, 2, 4).reshape(blocks * ROWS, -1)[:rows, :cols]
-        scale, zero = _by_row(parts["scale"], rows), parts["zero"]
-        zero = _by_row(zero, rows) if self.zeros else np.broadcast_to(zero[None], scale.shape)
-        return Coded(np.ascontiguousarray(plain), scale, zero, self.group)
+        return np.ascontiguousarray(codes.transpose(0, 3, 1, 2, 4).reshape(blocks * ROWS, -1)[:rows, :cols])
+
+    def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
+        """The matrix again. Every byte means something: none is invalid."""
+        scale, zero = by_row(parts["scale"], rows), parts["zero"]
+        zero = by_row(zero, rows) if self.zeros else np.broadcast_to(zero[None], scale.shape)
+        return Coded(self.unpack_codes(parts["data"], rows, cols), scale, zero, self.group)
 
 
 def _pack_plane(fields: np.ndarray, width: int) -> np.ndarray:
@@ -181,7 +184,7 @@ def _pack_plane(fields: np.ndarray, width: int) -> np.ndarray:
     return packed
 
 
-def _by_block(grid: np.ndarray) -> np.ndarray:
+def by_block(grid: np.ndarray) -> np.ndarray:
     """[rows, groups] to [blocks, groups * 16]"""
     rows, groups = grid.shape
     padded = np.zeros((-(-rows // ROWS) * ROWS, groups), np.float32)
@@ -189,7 +192,7 @@ def _by_block(grid: np.ndarray) -> np.ndarray:
     return padded.reshape(-1, ROWS, groups).swapaxes(1, 2).reshape(-1, groups * ROWS)
 
 
-def _by_row(grid: np.ndarray, rows: int) -> np.ndarray:
+def by_row(grid: np.ndarray, rows: int) -> np.ndarray:
     """[blocks, groups * 16] to float32 [rows, groups]"""
     groups = grid.shape[1] // ROWS
     return grid.reshape(-1, groups, ROWS).swapaxes(1, 2).reshape(-1, groups)[:rows].astype(np.float32)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from lutra.runtime.formats._uniform import Uniform
 
+TYPICAL = "q4g128"
+
 
 def variant(suffix: str) -> Uniform | None:
     """The format q4 + suffix."""

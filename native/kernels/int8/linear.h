@@ -7,20 +7,22 @@
  * A format says, before it includes this file,
  *
  *     COLUMNS, STEPS, BYTES   of a chunk: columns of a block of 16 rows that lie together; a step is 4 columns
- *     PANEL                   chunks that are decoded at a time; a group is no longer
+ *     PANEL                   chunks that are decoded at a time: no fewer than a group has
  *     MOST                    the largest weight in a panel
  *     format                  a struct of its own, and how it is read: format_open(op, step)
- *     chunk_at(f, block, c)   where a chunk lies
- *     decode(data, to, b)     one chunk into a panel
- *     chunks_dot(f, data, codes, chunks)   the sums of several chunks, with one token
+ *     decode(f, p, data, to, b)                one chunk into a panel
+ *     chunks_dot(f, p, data, codes, chunks)    the sums of several chunks, with one token
  *
  * and, if its integers are summed over a whole row before anything becomes a float (WHOLE),
  *
+ *     chunk_at(f, block, c)   where a chunk lies
  *     row_finish(f, sums, block, act_scale, act_sum)
  *
- * or, if groups become floats one after the other,
+ * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
- *     grid, grid_at(f, block, group), add_group(y, sums, grid, act_scale, act_sum) */
+ *     group, planes           of f: chunks that share an activation scale; planes
+ *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
+ *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
 #include "i8x64.h"
 
@@ -49,13 +51,16 @@ static inline void block_times_token(const lt_op *op, const lt_step *step, const
     const int8_t *codes = lt_row(op, step, 1, 0);
     const float *act_scale = lt_row(op, step, 2, 0), *act_sum = lt_row(op, step, 3, 0);
 #if WHOLE
-    const i32x16 sums = chunks_dot(f, chunk_at(f, block, 0), codes, f->chunks);
+    const i32x16 sums = chunks_dot(f, 0, chunk_at(f, block, 0), codes, f->chunks);
     store_rows(op, step, 0, block, row_finish(f, sums, block, *act_scale, *act_sum));
 #else
     f32x16 y = vset1(0);
     for (int32_t c = 0, g = 0; c < f->chunks; c += f->group, g++) {
-        const i32x16 sums = chunks_dot(f, chunk_at(f, block, c), codes + c * COLUMNS, lt_min(f->group, f->chunks - c));
-        y = add_group(y, sums, grid_at(f, block, g), act_scale[g], act_sum[g]);
+        const int32_t chunks = lt_min(f->group, f->chunks - c);
+        for (int32_t p = 0; p < f->planes; p++) {
+            const i32x16 sums = chunks_dot(f, p, group_at(f, block, g, p, chunks), codes + c * COLUMNS, chunks);
+            y = add_group(y, sums, grid_at(f, block, g, p), act_scale[g], act_sum[g]);
+        }
     }
     store_rows(op, step, 0, block, y);
 #endif
@@ -112,35 +117,48 @@ typedef int32_t result[TILE_BLOCKS][BLOCK];
 typedef float result[TILE_BLOCKS][BLOCK];
 #endif
 
+#if WHOLE
 /* A panel of chunks, the first of them `first`, times tokens. */
-LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights, int32_t block,
-                           int32_t blocks, int32_t first, int32_t chunks, int32_t token, int tokens, result y[]) {
+LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const panel weights, int32_t first, int32_t chunks,
+                           int32_t token, int tokens, result y[]) {
     const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * COLUMNS;
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-#if WHOLE
-    (void)f, (void)block, (void)blocks;
     tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, sums);
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) istore(y[t][b], iadd(iload(y[t][b]), sums[t][b]));
-#else
-    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
-    for (int32_t c = 0, g = first / f->group; c < chunks; c += f->group, g++) {
-        tile(weights + c * STEPS, lt_min(f->group, chunks - c) * STEPS, codes + c * COLUMNS, op->arg[1].stride, tokens,
-             sums);
-        grid grids[TILE_BLOCKS];
-        for (int b = 0; b < TILE_BLOCKS; b++) grids[b] = grid_at(f, block + lt_min(b, blocks - 1), g);
-#pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++) {
-            const float scale = act_of(op, act_scale, 2, t, g), sum = act_of(op, act_sum, 3, t, g);
-#pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++)
-                vstore(y[t][b], add_group(vload(y[t][b]), sums[t][b], grids[b], scale, sum));
-        }
-    }
-#endif
 }
+#else
+/* A panel of one plane of a group of chunks, times tokens. */
+LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights,
+                           const grid grids[TILE_BLOCKS], int32_t group, int32_t chunks, int32_t token, int tokens,
+                           result y[]) {
+    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)group * f->group * COLUMNS;
+    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
+    i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
+    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, sums);
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++) {
+        const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++)
+            vstore(y[t][b], add_group(vload(y[t][b]), sums[t][b], grids[b], scale, sum));
+    }
+}
+#endif
+
+/* panel_times() for all tokens, in tiles as large as they fit. */
+#define TILES_OF(n, ...) \
+    for (; t + n <= tokens; t += n) panel_times(op, step, __VA_ARGS__, token + t, n, y + t)
+#define TILES(...)                              \
+    do {                                        \
+        int32_t t = 0;                          \
+        TILES_OF(TILE_TOKENS, __VA_ARGS__);     \
+        if (TILE_TOKENS > 4) TILES_OF(4, __VA_ARGS__); \
+        if (TILE_TOKENS > 2) TILES_OF(2, __VA_ARGS__); \
+        TILES_OF(1, __VA_ARGS__);               \
+    } while (0)
 
 /* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
 static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t blocks,
@@ -151,34 +169,36 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
     for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
         __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * BLOCK, 1);
 #if WHOLE
-    const int32_t at_once = PANEL;
-#else
-    const int32_t at_once = PANEL / f->group * f->group;
-#endif
-    for (int32_t first = 0; first < f->chunks; first += at_once) {
-        const int32_t chunks = lt_min(at_once, f->chunks - first);
+    for (int32_t first = 0; first < f->chunks; first += PANEL) {
+        const int32_t chunks = lt_min(PANEL, f->chunks - first);
         for (int32_t c = 0; c < chunks; c++)
             for (int32_t b = 0; b < TILE_BLOCKS; b++)
-                decode(chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
-        int32_t t = 0;
-#define TILES_OF(n)                                                                                             \
-    for (; t + n <= tokens; t += n) panel_times(op, step, f, weights, block, blocks, first, chunks, token + t, n, y + t)
-        TILES_OF(TILE_TOKENS);
-        if (TILE_TOKENS > 4) TILES_OF(4);
-        if (TILE_TOKENS > 2) TILES_OF(2);
-        TILES_OF(1);
-#undef TILES_OF
+                decode(f, 0, chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
+        TILES(weights, first, chunks);
     }
+    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
     for (int32_t t = 0; t < tokens; t++)
         for (int32_t b = 0; b < blocks; b++) {
-#if WHOLE
-            const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
             const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
             store_rows(op, step, token + t, block + b, row_finish(f, iload(y[t][b]), block + b, scale, sum));
-#else
-            store_rows(op, step, token + t, block + b, vload(y[t][b]));
-#endif
         }
+#else
+    for (int32_t first = 0, g = 0; first < f->chunks; first += f->group, g++) {
+        const int32_t chunks = lt_min(f->group, f->chunks - first);
+        for (int32_t p = 0; p < f->planes; p++) {
+            grid grids[TILE_BLOCKS];
+            for (int32_t b = 0; b < TILE_BLOCKS; b++) {
+                const int32_t at = block + lt_min(b, blocks - 1);
+                const uint8_t *data = group_at(f, at, g, p, chunks);
+                grids[b] = grid_at(f, at, g, p);
+                for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, b);
+            }
+            TILES(f, weights, grids, g, chunks);
+        }
+    }
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token + t, block + b, vload(y[t][b]));
+#endif
 }
 
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {

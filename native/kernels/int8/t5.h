@@ -40,8 +40,8 @@ LT_INLINE u8x64 digit(u8x64 f) { return u8trit(f, -43, 42); }
 #if WHOLE_BYTES
 /* One chain of sums per digit hides the latency of a dot product. With unsigned bytes u = f + 128 both sums gain 128
  * times the codes' sum, so their combination gains 256 times it: what row_finish takes off. */
-LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *codes, int32_t chunks) {
-    (void)f;
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+    (void)f, (void)p;
     narrow now[STEPS], next[STEPS];
 #pragma GCC unroll 5
     for (int d = 0; d < STEPS; d++) now[d] = next[d] = nzero();
@@ -66,8 +66,8 @@ LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *
     return ishr(isub(iadd(iadd(total, total), total), rest), 8);
 }
 #else
-LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *codes, int32_t chunks) {
-    (void)f;
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+    (void)f, (void)p;
     const int32_t safe = SAFE_STEPS(MOST) / STEPS;
     i32x16 total = izero();
     for (int32_t c = 0; c < chunks;) {
@@ -88,7 +88,8 @@ LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *
 }
 #endif
 
-LT_INLINE void decode(const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+    (void)f, (void)p;
     u8x64 fraction = u8signed(u8load(data));
 #pragma GCC unroll 5
     for (int d = 0; d < STEPS; d++) {

@@ -4,58 +4,21 @@
  * integers are exact, and the floats have one order everywhere. With WHOLE a row is one group. */
 #pragma once
 #include "../uniform.h"
-#include "i8x64.h"
+#include "planes.h"
 
-enum { PANEL = 16, MOST = (1 << BITS) - 1, PREFETCH = 2048 /* bytes ahead */ };
+enum { PANEL = WHOLE ? 16 : 4, MOST = (1 << BITS) - 1 };
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
-/* One plane of one block, over chunks, times one token. */
-LT_INLINE i32x16 plane_dot(const uint8_t *data, const int8_t *codes, int32_t chunks, int width) {
-    const int fields = 8 / width, sums = IN_PLACE ? fields : 1;
-    const int32_t safe = SAFE_STEPS((1 << width) - 1) / STEPS;
-    i32x16 total[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < sums; i++) total[i] = izero();
-    for (int32_t c = 0; c < chunks;) {
-        const int32_t stop = IN_PLACE ? chunks : lt_min(c + safe, chunks);
-        narrow part[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < sums; i++) part[i] = nzero();
-        for (; c < stop; c++)
-#pragma GCC unroll 8
-            for (int v = 0; v < width; v++) {
-                const uint8_t *at = data + (int64_t)c * BYTES + v * 64;
-                const u8x64 bytes = u8load(at);
-                __builtin_prefetch(at + PREFETCH);
-#pragma GCC unroll 8
-                for (int i = 0; i < fields; i++) {
-                    const int8_t *a = codes + c * COLUMNS + (v * fields + i) * 4;
-                    part[IN_PLACE ? i : 0] = dot4at(part[IN_PLACE ? i : 0], u8field(bytes, width, i), a);
-                }
-            }
-#pragma GCC unroll 8
-        for (int i = 0; i < sums; i++) total[i] = widen(total[i], part[i]);
-    }
-    const int last = sums - 1 - LAST_SHIFTED; /* field i is 2^(width * i) too large */
-    i32x16 dot = total[last];
-#pragma GCC unroll 8
-    for (int i = last - 1; i >= 0; i--) dot = iadd(ishr(dot, width), total[i]);
-    return LAST_SHIFTED ? iadd(dot, total[sums - 1]) : dot;
-}
-
-LT_INLINE i32x16 chunks_dot(const format *f, const uint8_t *data, const int8_t *codes, int32_t chunks) {
-    (void)f;
-    const i32x16 low = plane_dot(data, codes, chunks, LOW);
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+    (void)f, (void)p;
+    const i32x16 low = plane_dot(data, BYTES, codes, chunks, LOW);
     if (HIGH == 0) return low;
-    return iadd(low, ishl(plane_dot(data + LOW * 64, codes, chunks, HIGH ? HIGH : 1), LOW));
+    return iadd(low, ishl(plane_dot(data + LOW * 64, BYTES, codes, chunks, HIGH ? HIGH : 1), LOW));
 }
 
-LT_INLINE u8x64 plane_step(const uint8_t *plane, int width, int step) {
-    return u8down(u8load(plane + step * width / 8 * 64), width, step % (8 / width));
-}
-
-LT_INLINE void decode(const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+    (void)f, (void)p;
 #pragma GCC unroll 8
     for (int s = 0; s < STEPS; s++) {
         u8x64 codes = plane_step(data, LOW, s);

@@ -1,0 +1,45 @@
+/* Planes of bits: what several formats are made of. A chunk of a plane, 32 columns of 16 rows, is `width` vectors of
+ * fields as wide, the first step of four columns in a byte's lowest bits. */
+#pragma once
+#include "i8x64.h"
+
+enum { PREFETCH = 2048 /* bytes ahead */ };
+
+/* One plane of one block, over chunks `stride` bytes apart, times one token. */
+LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks, int width) {
+    const int fields = 8 / width, sums = IN_PLACE ? fields : 1;
+    const int32_t safe = SAFE_STEPS((1 << width) - 1) / 8;
+    i32x16 total[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < sums; i++) total[i] = izero();
+    for (int32_t c = 0; c < chunks;) {
+        const int32_t stop = IN_PLACE ? chunks : lt_min(c + safe, chunks);
+        narrow part[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < sums; i++) part[i] = nzero();
+        for (; c < stop; c++)
+#pragma GCC unroll 8
+            for (int v = 0; v < width; v++) {
+                const uint8_t *at = data + c * stride + v * 64;
+                const u8x64 bytes = u8load(at);
+                __builtin_prefetch(at + PREFETCH);
+#pragma GCC unroll 8
+                for (int i = 0; i < fields; i++) {
+                    const int8_t *a = codes + c * 32 + (v * fields + i) * 4;
+                    part[IN_PLACE ? i : 0] = dot4at(part[IN_PLACE ? i : 0], u8field(bytes, width, i), a);
+                }
+            }
+#pragma GCC unroll 8
+        for (int i = 0; i < sums; i++) total[i] = widen(total[i], part[i]);
+    }
+    const int last = sums - 1 - LAST_SHIFTED; /* field i is 2^(width * i) too large */
+    i32x16 dot = total[last];
+#pragma GCC unroll 8
+    for (int i = last - 1; i >= 0; i--) dot = iadd(ishr(dot, width), total[i]);
+    return LAST_SHIFTED ? iadd(dot, total[sums - 1]) : dot;
+}
+
+/* One step of a plane's chunk, one weight to a byte. */
+LT_INLINE u8x64 plane_step(const uint8_t *plane, int width, int step) {
+    return u8down(u8load(plane + step * width / 8 * 64), width, step % (8 / width));
+}
