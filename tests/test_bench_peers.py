@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ class Fake:
         if "prompt" not in request:
             return {"gbps": 10.0}
         rate = self.rates[(len(self.asked) - 2) % len(self.rates)]  # the first one is not counted
-        return {"ns": (request["prompt"] + request["gen"]) * 10**9 // rate, "peak_rss": 1 << 30}
+        return {"ns": (request["prompt"] + request["gen"]) * 10**9 // rate, "cpu_ns": 0, "peak_rss": 1 << 30}
 
 
 def contender(name, rates, is_peer, model="tiny"):
@@ -64,6 +65,20 @@ def test_rounds_and_ratios():
     (ratio,) = bench_peers.ratios(rows)
     assert (ratio.name, ratio.peer) == ("lutra t5", "llama.cpp TQ2_0")
     assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx((2, 2, 4))
+
+
+def test_what_others_took(monkeypatch):
+    """Two CPU seconds for each request, of which the program took half a one."""
+    seconds = iter(range(0, 1000, 2))
+    monkeypatch.setattr(bench_peers, "_busy_seconds", lambda: next(seconds))
+    clock = iter(range(1000))
+    monkeypatch.setattr(bench_peers, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    program = Fake([1])
+    program.asked.append({})
+    answer, others = bench_peers._watched(program, {"prompt": 1, "gen": 0})
+    assert others == 2.0
+    monkeypatch.setattr(program, "ask", lambda **request: answer | {"cpu_ns": 500_000_000})
+    assert bench_peers._watched(program, {})[1] == 1.5
 
 
 def test_peers_and_formats_take_turns():

@@ -11,6 +11,9 @@ The same for both: threads, token counts, float16 keys and values, the logits of
 uncounted run of each test. llama.cpp gets its defaults (weights repacked for the CPU, flash attention as it chooses)
 and batches of 512. Its files hold the layers in one type only and an output matrix as its own quantizer makes one
 (tools/peer_gguf.py); its BitNet graph has SiLU in place of squared ReLU. Weights are random: only speed is compared.
+
+Threads of llama.cpp wait for one another, lutra's do not, so a busy machine makes the ratios too high. "others" says
+how many CPUs something else took, a virtual machine's stolen time included: where that is not about 0, measure again.
 """
 
 from __future__ import annotations
@@ -36,8 +39,7 @@ from lutra.tools import bench, peer_child, peer_gguf
 __all__ = ["Contender", "Program", "Ratio", "Row", "installed", "main", "measure", "ratios", "render"]
 
 SETTLE = 0.05  # seconds before each measurement: threads of the program before spin a while before they sleep
-QUIET = 0.3  # load of the machine, as the last minute's average, below which it counts as idle
-BUSY = "other programs do not slow both down alike, so the ratios mean little"
+QUIET = 0.05  # CPUs that others may take of a measurement
 REPACKED = ("Q4_0", "Q2_K", "Q1_0")  # types of which llama.cpp may hold a second copy
 
 
@@ -79,6 +81,7 @@ class Row:
     n_depth: int
     samples_ts: list[float]  # by round
     samples_read_gbps: list[float]  # what reading memory and nothing else reached, by round
+    samples_others: list[float]  # CPUs that other programs and other machines took meanwhile, by round
     peak_rss: int  # of the process so far
 
     @property
@@ -96,6 +99,11 @@ class Row:
     def read_gbps(self) -> float:
         """The median of the rounds."""
         return statistics.median(self.samples_read_gbps)
+
+    @property
+    def others(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.samples_others)
 
     @property
     def share(self) -> float:
@@ -236,13 +244,15 @@ def measure(
             for one in order:
                 one.program.ask(**request)
             samples: dict[str, list[float]] = {one.name: [] for one in order}
+            others: dict[str, list[float]] = {one.name: [] for one in order}
             peak_rss, read = {}, []
             for i in range(rounds):
                 time.sleep(SETTLE)
                 read.append(reader.ask(threads=n_threads)["gbps"])
                 for one in order if i % 2 == 0 else reversed(order):
                     time.sleep(SETTLE)
-                    answer = one.program.ask(**request)
+                    answer, taken = _watched(one.program, request)
+                    others[one.name].append(taken)
                     samples[one.name].append((n_prompt + n_gen) * 1e9 / answer["ns"])
                     peak_rss[one.name] = answer["peak_rss"]
             yield [
@@ -260,10 +270,29 @@ def measure(
                     n_depth=depth,
                     samples_ts=samples[one.name],
                     samples_read_gbps=read,
+                    samples_others=others[one.name],
                     peak_rss=peak_rss[one.name],
                 )
                 for one in found
             ]
+
+
+def _watched(program: Program, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """The answer to a request, and how many CPUs were busy with something else."""
+    busy, began = _busy_seconds(), time.perf_counter()
+    answer = program.ask(**request)
+    wall = time.perf_counter() - began
+    return answer, max(0.0, _busy_seconds() - busy - answer["cpu_ns"] / 1e9) / wall
+
+
+def _busy_seconds() -> float:
+    """CPU time that was not idle, of all CPUs since the machine started, stolen time included; 0 where none tells."""
+    try:
+        words = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, words)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _interleaved(found: Sequence[Contender]) -> list[Contender]:
@@ -300,7 +329,8 @@ def render(groups: Sequence[Sequence[Row]]) -> str:
 
 
 RATE_HEAD = [
-    "program", "model", "head", "size", "peak RSS", "threads", "test", "t/s", "min..max", "read GB/s", "share",
+    "program", "model", "head", "size", "peak RSS", "threads", "test",
+    "t/s", "min..max", "read GB/s", "share", "others",
 ]  # fmt: skip
 
 
@@ -317,6 +347,7 @@ def _rate_cells(row: Row) -> list[str]:
         f"{min(row.samples_ts):.2f}..{max(row.samples_ts):.2f}",
         f"{row.read_gbps:.1f}",
         f"{row.share:.2f}" if row.share else "-",
+        f"{row.others:.2f}",
     ]
 
 
@@ -344,7 +375,14 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> st
 def record(groups: Sequence[Sequence[Row]], conditions: dict[str, Any]) -> dict[str, Any]:
     """Everything, for JSON."""
     rows = [
-        asdict(row) | {"test": row.test, "median_ts": row.median_ts, "read_gbps": row.read_gbps, "share": row.share}
+        asdict(row)
+        | {
+            "test": row.test,
+            "median_ts": row.median_ts,
+            "read_gbps": row.read_gbps,
+            "share": row.share,
+            "others": row.others,
+        }
         for group in groups
         for row in group
     ]
@@ -404,9 +442,6 @@ def _run(args: argparse.Namespace) -> None:
     peers, shapes = _chosen(args.peers, known, "peer"), _chosen(args.shape, list(bench.SHAPES), "shape")
     for name in _names(args.formats):
         formats.codec(name)  # an error now rather than after all peers are loaded
-    load = os.getloadavg()[0]
-    if load > QUIET:
-        print(f"warning: a load of {load:.1f} beforehand; {BUSY}", file=sys.stderr)
     groups: list[list[Row]] = []
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench_peers_")))
@@ -417,13 +452,18 @@ def _run(args: argparse.Namespace) -> None:
         "cpu": bench._cpu_info(),
         "cpus": os.cpu_count(),
         "llama_cpp": there,
-        "load_before": load,
         "rounds": args.rounds,
         "kv": "f16",
         "batch": peer_child.BATCH,
     }
     print(render(groups))
-    print(f"\n{conditions['cpu']}, {conditions['cpus']} CPUs, load {load:.1f} before; medians of {args.rounds} rounds")
+    print(f"\n{conditions['cpu']}, {conditions['cpus']} CPUs; medians of {args.rounds} rounds")
+    others = max(row.others for rows in groups for row in rows)
+    if others > QUIET:
+        print(
+            f"warning: other programs took up to {others:.2f} CPUs; that does not slow all alike: measure again",
+            file=sys.stderr,
+        )
     if there:
         print(f"llama-cpp-python {there['version']}: {there['system'].strip()}")
     if args.json:

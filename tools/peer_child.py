@@ -5,7 +5,7 @@ takes nothing but the standard library before it opens a model.
 
     first line    what the program says of itself, or {"error": ..., "hint": ...}
     request       {"threads", "prompt", "gen", "depth"}: feed so many tokens at once, then so many one by one
-    answer        {"ns", "peak_rss"}; from "memory" {"gbps"}
+    answer        {"ns", "cpu_ns", "peak_rss"}; from "memory" {"gbps"}
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def _llama_cpp() -> Any:
 
 
 def _answer(program: LlamaCpp | Lutra, threads: int, prompt: int, gen: int, depth: int) -> dict[str, Any]:
-    """Nanoseconds of one test, and the most memory that the process ever held."""
+    """Nanoseconds of one test, of CPU time for the whole request, and the most memory that the process ever held."""
+    cpu_began = time.process_time_ns()
     program.prepare(threads, depth)
     at_once, token = _tokens(program.n_vocab, prompt), _tokens(program.n_vocab, 1)
     began = time.perf_counter_ns()
@@ -174,7 +175,8 @@ def _answer(program: LlamaCpp | Lutra, threads: int, prompt: int, gen: int, dept
         program.feed(at_once)
     for _ in range(gen):
         program.feed(token)
-    return {"ns": time.perf_counter_ns() - began, "peak_rss": _peak_rss()}
+    ns = time.perf_counter_ns() - began
+    return {"ns": ns, "cpu_ns": time.process_time_ns() - cpu_began, "peak_rss": _peak_rss()}
 
 
 def _tokens(n_vocab: int, n: int) -> list[int]:
