@@ -28,6 +28,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_angles",
+    "scale_columns",
     "silu_mul",
     "split",
     "stream",
@@ -118,11 +119,19 @@ def linear(x: Array, weight: Packed) -> Array:
     if x.shape[1] != weight.shape[1]:
         raise ValueError(f"{x.shape[1]} features meet a matrix of shape {weight.shape}")
     group = weight.codec.ACT_GROUP
-    if group is None:
+    if weight.chains:
+        y = reduce(add, [_chain(x, chain) for chain in weight.chains])
+    elif group is None:
         y = _linear(x, weight)
     else:
         y = _linear_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, group=group)
     return y if weight.bias is None else add_bias(y, weight.bias)
+
+
+def _chain(x: Array, links: Any) -> Array:
+    for scale, matrix in links:
+        x = linear(x if scale is None else scale_columns(x, scale), matrix)
+    return x
 
 
 @op(lambda *args, **_: [(args[-1].shape[0], f32)], name="linear", suffix=_format_suffix, local=False)
@@ -169,6 +178,12 @@ def add(a: Array, b: Array) -> Array:
 def add_bias(x: Array, bias: np.ndarray) -> Array:
     """x + bias, the same for every row."""
     return x + bias
+
+
+@op(_like)
+def scale_columns(x: Array, scale: np.ndarray) -> Array:
+    """x * scale, the same for every row."""
+    return x * scale
 
 
 @op(_like)

@@ -146,6 +146,13 @@ def add(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.add, (Rows(a), Rows(b)))
 
 
+@register("scale_columns")
+def scale_columns(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, scale = KINDS[kind](rng, n, cols), KINDS[kind](rng, cols)
+        yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
+
+
 @register("add_bias")
 def add_bias(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
@@ -291,7 +298,8 @@ NAMED: dict[str, list[str]] = {}  # formats by the name of their kernels
 
 for base in formats._modules():
     for name in variants(base):
-        NAMED.setdefault(formats.codec(name).KERNEL, []).append(name)
+        if formats.codec(name).KERNEL:  # else made of other formats
+            NAMED.setdefault(formats.codec(name).KERNEL, []).append(name)
 
 MATRIX_ROWS = [1, 15, 16, 17, 31, 32, 33, 48, 65]
 MATRIX_COLS = [1, 5, 19, 20, 21, 40, 100, 301, 320, 321, 640, 1000]

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lutra.runtime import formats
+from lutra.runtime import formats, ops
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import BF16, Coded, Planes, to_float32
+from lutra.runtime.formats import BF16, Coded, Factored, Planes, littlebit, to_float32
 
 sizes = st.integers(1, 70)
 
@@ -201,7 +201,64 @@ def test_binary_planes_are_what_the_papers_say():
         formats.pack(to_float32(dual), "dbg32")
 
 
-@pytest.mark.parametrize("name", ["bcq", "bcq9g32", "db", "q5", "q4g", "q4g100", "q4gz", "q4x", "b1g256", "t5g32"])
+def test_littlebit_is_what_the_paper_says():
+    rng = np.random.default_rng(0)
+    product = np.zeros((48, 100), np.float32)
+    chains = []
+    for _ in range(2):
+        u, v = (rng.choice(np.array([-1, 1], np.int8), shape) for shape in ((48, 24), (24, 100)))
+        u1, latent, v2 = (rng.standard_normal(n).astype(np.float32) for n in (48, 24, 100))
+        product += (u1[:, None] * u * latent) @ (v * v2)
+        chains.append(((v2, Coded(v, latent[:, None])), (None, Coded(u, u1[:, None]))))
+    matrix = Factored(tuple(chains))
+    packed = formats.pack(matrix, "littlebit2r24").check("x")
+    np.testing.assert_allclose(to_float32(packed.matrix), product, rtol=1e-4, atol=1e-4)
+    x = rng.standard_normal((3, 100)).astype(np.float32)
+    error = ops.linear(x, packed) - x @ product.T
+    assert np.abs(error).max() < 0.03 * np.abs(x @ product.T).max()  # two roundings to int8
+    with pytest.raises(ValueError, match="not the product"):
+        formats.pack(matrix, "littlebit2r16")
+
+
+def test_littlebit_ranks_are_the_papers():
+    ranks = [littlebit.rank_of(*shape) for shape in ((4096, 4096, 1.0), (4096, 4096, 0.1), (1024, 4096, 0.1))]
+    assert ranks == [1000, 80, 24]
+    packed = formats.codec("littlebit-0.55").layout(4096, 4096)
+    nbytes = sum(np.dtype(t).itemsize * np.prod(s) for t, s in packed.values())
+    assert 0.5 < nbytes * 8 / 4096**2 < 0.6
+
+
+def test_fbi_is_what_the_paper_says():
+    rng = np.random.default_rng(0)
+    signs = rng.choice(np.array([-1, 1], np.int8), (40, 70))
+    scale, offset = (rng.standard_normal((2, 70)) * 0.1).astype(np.float32)
+    binary = ((scale, Coded(signs, np.ones((40, 1), np.float32))),)
+    matrix = Factored((binary, ((None, offset[None]), (None, np.ones((40, 1), np.float32)))))
+    packed = formats.pack(matrix, "fbi").check("x")
+    np.testing.assert_allclose(to_float32(packed.matrix), signs * scale + offset, atol=1e-6)
+    x = rng.standard_normal((3, 70)).astype(np.float32)
+    expected = x @ (signs * scale + offset).T
+    assert np.abs(ops.linear(x, packed) - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "littlebit",
+        "littlebit3r8",
+        "fbig32",
+        "bcq",
+        "bcq9g32",
+        "db",
+        "q5",
+        "q4g",
+        "q4g100",
+        "q4gz",
+        "q4x",
+        "b1g256",
+        "t5g32",
+    ],
+)
 def test_names_that_are_no_format(name):
     with pytest.raises(LutraError, match="unknown weight format"):
         formats.codec(name)

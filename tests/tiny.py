@@ -12,7 +12,7 @@ import numpy as np
 import lutra.models
 from lutra import native
 from lutra.runtime import formats
-from lutra.runtime.formats import Coded, Planes
+from lutra.runtime.formats import Coded, Factored, Planes
 from lutra.runtime.formats._planes import BinaryPlanes
 from lutra.runtime.model import Model
 from lutra.runtime.ops import State
@@ -46,7 +46,26 @@ def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> An
         return formats.pack(ternary, format)
     if isinstance(formats.codec(format), BinaryPlanes):
         return formats.pack(_planes(rng, formats.codec(format), shape), format)
+    if not formats.codec(format).KERNEL:
+        return formats.pack(factored(rng, format, shape), format)
     return formats.pack((0.1 * rng.standard_normal(shape)).astype(np.float32), format)
+
+
+def factored(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Factored:
+    """Random factors of a format made of others."""
+    codec = formats.codec(format)
+    links = (codec._FORMAT if format == "fbi" else codec).links(*shape)
+
+    def matrix(link: Any) -> Any:
+        if link.format == "f32":
+            return (rng.standard_normal((link.rows, link.cols)) * 0.01).astype(np.float32)
+        signs = rng.choice(np.array([-1, 1], np.int8), (link.rows, link.cols))
+        return Coded(signs, (rng.standard_normal((link.rows, 1)) * 0.1).astype(np.float32))
+
+    def scale(link: Any) -> Any:
+        return rng.standard_normal(link.cols).astype(np.float32) if link.scaled else None
+
+    return Factored(tuple(tuple((scale(link), matrix(link)) for link in chain) for chain in links))
 
 
 def _planes(rng: np.random.Generator, codec: BinaryPlanes, shape: tuple[int, ...]) -> Planes:

@@ -141,20 +141,21 @@ def synthetic(shape: str, format: str, head: str = "q8", **options: Any) -> Mode
     return Model(arch, config, weights, **options)
 
 
-_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01}
+_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01, "columns": 1}
 
 
 def _noise(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Packed:
     """A matrix of random bytes where any byte is a weight, of small random floats where not."""
     parts = {}
     for name, (dtype, size) in formats.codec(format).layout(*shape).items():
-        if name in _GRID:
-            parts[name] = np.full(size, _GRID[name], dtype)
+        if (last := name.rpartition(".")[2]) in _GRID:
+            parts[name] = np.full(size, _GRID[last], dtype)
         elif np.dtype(dtype).itemsize == 1:
             parts[name] = np.frombuffer(rng.bytes(int(np.prod(size))), dtype).reshape(size)
         else:
             small = rng.standard_normal(size[1], np.float32) * np.float32(0.02)
-            parts[name] = np.tile(formats.pack(small[None, :], format).parts["data"], (size[0], 1))
+            stored = small if dtype == np.float32 else formats.pack(small[None, :], format).parts["data"]
+            parts[name] = np.tile(stored, (size[0], 1))
     return Packed(format, (shape[0], shape[1]), parts).check(format)
 
 
@@ -241,11 +242,11 @@ class _Profile:
         self.layer_bytes = sum(w.nbytes for w in layers)
         looked_up = 0 if m.config.tied else m.by_layer.embed.nbytes  # a token reads one row of it
         self.token_bytes = m.nbytes - looked_up
-        linear = f"linear_{layers[0].codec.KERNEL}"
         plan = m.plan.native
-        last = len(plan.op_names) - 1  # the head, which may have the layers' format
-        self._stages = [i for i, ops in enumerate(plan.stages) if plan.op_names[ops[0]] == linear and last not in ops]
-        self.kernel = plan.kernels[plan.op_names.index(linear)]
+        last = len(plan.op_names) - 1  # the head
+        firsts = [ops[0] for ops in plan.stages if plan.op_names[ops[0]].startswith("linear_") and last not in ops]
+        self._stages = [i for i, ops in enumerate(plan.stages) if ops[0] in firsts]
+        self.kernel = plan.kernels[firsts[0]]
         self._ns = np.zeros(len(plan.stages), np.int64)
         session._step.stage_ns = native.ffi.cast("int64_t *", self._ns.ctypes.data)
 

@@ -11,7 +11,8 @@ A format has
 - ``layout(rows, cols)``: its parts, name -> (dtype, shape);
 - ``pack(matrix)``: the parts of a matrix, as a dict of arrays;
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
-- ``accepts(matrix)``: whether ``pack`` loses nothing.
+- ``accepts(matrix)``: whether ``pack`` loses nothing;
+- ``chains(packed)``, if it has no kernels of its own: products of matrices in other formats.
 
 A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
 q4's variant "g128".
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ import numpy as np
 
 from lutra.runtime.errors import CorruptModelError
 
-__all__ = ["BF16", "Coded", "Packed", "Planes", "codec", "names", "pack", "to_float32"]
+__all__ = ["BF16", "Coded", "Factored", "Packed", "Planes", "codec", "names", "pack", "to_float32"]
 
 
 class BF16(np.ndarray):
@@ -119,7 +120,23 @@ def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
     return None if x is None else x[rows]
 
 
-Matrix = np.ndarray | Coded | Planes
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A matrix that is a sum of products: chains of links (scale, M), applied one after the other, x to M (scale * x).
+
+    scale: float32 [columns of M], or None.
+    """
+
+    chains: tuple[tuple[tuple[np.ndarray | None, Any], ...], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        chain = self.chains[0]
+        return chain[-1][1].shape[0], chain[0][1].shape[1]
+
+
+Matrix = np.ndarray | Coded | Planes | Factored
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -132,9 +149,16 @@ def to_float32(x: Matrix) -> np.ndarray:
         own = np.arange(x.shape[1]) // x.group
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
         return values if x.offset is None else values + x.offset[:, own]
+    if isinstance(x, Factored):
+        return sum(map(_product, x.chains))  # type: ignore[return-value]
     if isinstance(x, BF16):
         return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
     return np.asarray(x, dtype=np.float32)
+
+
+def _product(links: Any) -> np.ndarray:
+    factors = [to_float32(matrix) if scale is None else to_float32(matrix) * scale for scale, matrix in links]
+    return reduce(lambda product, factor: factor @ product, factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +188,11 @@ class Packed:
     def matrix(self) -> Matrix:
         """The matrix these parts store: Coded, or float32 [out, in]. For the numpy reference."""
         return self.codec.unpack(*self.shape, self.parts)
+
+    @cached_property
+    def chains(self) -> list[list[tuple[np.ndarray | None, Packed]]]:
+        """The links of every chain, for a format that is made of others; [] for one with kernels of its own."""
+        return self.codec.chains(self) if hasattr(self.codec, "chains") else []
 
     def with_bias(self, bias: np.ndarray | None) -> Packed:
         """The same weights with another bias."""

@@ -1,0 +1,13 @@
+/* scale_columns(y, x, scale): y = x * scale, the same scales for every row. */
+#include "kernel.h"
+
+static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
+    const float *scale = lt_row(op, step, 2, 0);
+    for (int32_t row = begin; row < end; row++) {
+        float *y = lt_row(op, step, 0, row);
+        const float *x = lt_row(op, step, 1, row);
+        for (int32_t i = 0; i < op->arg[0].cols; i++) y[i] = x[i] * scale[i];
+    }
+}
+
+LT_KERNEL(scale_columns, lt_rows, run);
