@@ -213,6 +213,7 @@ def test_littlebit_is_what_the_paper_says():
     matrix = Factored(tuple(chains))
     packed = formats.pack(matrix, "littlebit2r24").check("x")
     np.testing.assert_allclose(to_float32(packed.matrix), product, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(to_float32(matrix[5:9]), to_float32(matrix)[5:9])
     x = rng.standard_normal((3, 100)).astype(np.float32)
     error = ops.linear(x, packed) - x @ product.T
     assert np.abs(error).max() < 0.03 * np.abs(x @ product.T).max()  # two roundings to int8

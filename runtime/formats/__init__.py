@@ -135,6 +135,9 @@ class Factored:
         chain = self.chains[0]
         return chain[-1][1].shape[0], chain[0][1].shape[1]
 
+    def __getitem__(self, rows: Any) -> Factored:
+        return Factored(tuple((*chain[:-1], (chain[-1][0], chain[-1][1][rows])) for chain in self.chains))
+
 
 Matrix = np.ndarray | Coded | Planes | Factored
 
