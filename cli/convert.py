@@ -29,8 +29,10 @@ def add_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("what")
     group.add_argument("src", metavar="SRC", help="a Hugging Face model directory, or a llama2.c model")
     group.add_argument("dst", metavar="DST", nargs="?", help="the directory to write (default: SRC's name + -lutra)")
-    group.add_argument("--embed-type", choices=("q8", "f16", "bf16", "f32"), metavar="TYPE",
-                       help="store embedding and output as q8, f16, bf16 or f32 (default: as they are)")  # fmt: skip
+    group.add_argument("--embed-type", choices=("q8", "q6", "q4", "f16", "bf16", "f32"), metavar="TYPE",
+                       help="q8, q6, q4, f16, bf16 or f32 for embedding and output (default: as they are)")  # fmt: skip
+    group.add_argument("--ternary-type", choices=("t5", "t2"), metavar="TYPE",
+                       help="t5, 1.6 bits a weight, or t2, 2 bits (default: what this CPU runs best)")  # fmt: skip
     group = parser.add_argument_group("how")
     group.add_argument("--force", action="store_true", help="replace DST if an earlier conversion wrote it")
     group.add_argument("--dry-run", action="store_true", help="print sizes and formats, write nothing")
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         args.src,
         None if args.dry_run else dst,
         embed_type=args.embed_type,
+        ternary_type=args.ternary_type,
         force=args.force,
         progress=progress,
     )

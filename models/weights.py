@@ -35,7 +35,7 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
-LOSSLESS = {"T": "t5", "F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
+LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other but "T": ternary
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,16 @@ class Planned:
 
 
 def plan_roles(
-    checkpoint: Checkpoint, names: dict[str, tuple[str, ...]], layers: int, embed: str | None = None
+    checkpoint: Checkpoint,
+    names: dict[str, tuple[str, ...]],
+    layers: int,
+    embed: str | None = None,
+    ternary: str | None = None,
 ) -> list[Planned]:
     """What each role's weight will be, in the order of NAMES.
 
     embed: a format for the embedding and output matrices; None keeps what the checkpoint has, as all others do.
+    ternary: a format for ternary matrices; None: the one that this CPU runs best.
     A missing head is the embedding (tied); it is not given again. Raises CorruptModelError for tensors that are
     missing or do not fit together, UnsupportedModelError for tensors that no role asks for.
     """
@@ -91,7 +96,7 @@ def plan_roles(
     _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in stems})
     tied = checkpoint.config.get("tie_word_embeddings")
     return [
-        _planned(checkpoint, role, stems, embed)
+        _planned(checkpoint, role, stems, embed, ternary or formats.ternary())
         for role, stems in roles
         if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
     ]
@@ -104,7 +109,7 @@ def pack_roles(checkpoint: Checkpoint, planned: Iterable[Planned]) -> Iterator[t
         checkpoint.release()
 
 
-def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: str | None) -> Planned:
+def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: str | None, ternary: str) -> Planned:
     tensors = [f"{stem}.weight" for stem in stems]
     for name in tensors:
         _require(checkpoint, name)
@@ -120,7 +125,8 @@ def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: s
     if embed and role in ("embed", "head"):
         return Planned(role, stems, shape, embed, biased)
     types = {checkpoint.dtype(name) for name in tensors}
-    return Planned(role, stems, shape, LOSSLESS.get(types.pop(), "f32") if len(types) == 1 else "f32", biased)
+    lossless = {**LOSSLESS, "T": ternary}
+    return Planned(role, stems, shape, lossless.get(types.pop(), "f32") if len(types) == 1 else "f32", biased)
 
 
 def _expand(names: dict[str, tuple[str, ...]], layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:

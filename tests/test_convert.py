@@ -106,18 +106,33 @@ def test_weights_are_mapped_not_copied(small: Path, tmp_path: Path) -> None:
         assert all(part.ctypes.data % 64 == 0 for part in parts if part.nbytes % 64 == 0)
 
 
-@pytest.mark.parametrize(("embed_type", "tolerance"), [("q8", 0.02), ("f16", 0.002), ("bf16", 0.01), ("f32", 0.0)])
+@pytest.mark.parametrize(
+    ("embed_type", "tolerance"), [("q4", 0.3), ("q6", 0.07), ("q8", 0.02), ("f16", 0.002), ("bf16", 0.01), ("f32", 0.0)]
+)
 def test_embed_type_is_smaller_and_close(small: Path, tmp_path: Path, embed_type: str, tolerance: float) -> None:
     convert(small, tmp_path / "dst", embed_type=embed_type)
     exact, found = logits(small), logits(tmp_path / "dst")
     assert np.abs(found - exact).max() <= tolerance * np.abs(exact).max()
     with Model.load(tmp_path / "dst") as model:
-        assert model.weights["embed"].format == embed_type  # type: ignore[union-attr]
+        assert model.weights["embed"].format == converter.EMBED_TYPES[embed_type]  # type: ignore[union-attr]
 
 
-def test_an_unknown_embed_type(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bitnet_packed", "llama_bitlinear"])
+def test_both_ternary_formats_give_the_same_bits(tmp_path: Path, kind: str) -> None:
+    src, found = make(kind, tmp_path / "src"), []
+    for format in converter.TERNARY_TYPES:
+        convert(src, tmp_path / format, ternary_type=format)
+        with Model.load(tmp_path / format) as model:
+            assert model.weights["layers.0.qkv"].format == format  # type: ignore[union-attr]
+            found.append(model.session().logits(TOKENS))
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_unknown_type(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embed_type"):
         convert(small, tmp_path / "dst", embed_type="q3")
+    with pytest.raises(ValueError, match="ternary_type"):
+        convert(small, tmp_path / "dst", ternary_type="q2")
 
 
 def test_a_report_without_writing(small: Path, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from lutra.runtime.model import architecture
 
 __all__ = ["EMBED_TYPES", "Report", "Tensor", "convert"]
 
-EMBED_TYPES = ("q8", "f16", "bf16", "f32")
+EMBED_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16", "q8": "q8", "q6": "q6g64", "q4": "q4g32"}  # to formats
+TERNARY_TYPES = ("t5", "t2")
 
 # What is copied as it is: the tokenizer, how to sample and to chat, and whose work it is.
 COPIED = (
@@ -86,20 +87,24 @@ def convert(
     dst: str | os.PathLike[str] | None,
     *,
     embed_type: str | None = None,
+    ternary_type: str | None = None,
     force: bool = False,
     progress: Callable[[Tensor], None] | None = None,
 ) -> Report:
     """Write the checkpoint at ``src`` as a packed directory ``dst``; with ``dst`` None only report what it would be.
 
     Nothing is lost: ternary weights stay ternary, others keep their type. ``embed_type`` stores the embedding and
-    output matrices in one of EMBED_TYPES instead. ``force`` replaces a ``dst`` that an earlier conversion wrote.
+    output matrices in one of EMBED_TYPES instead; ``ternary_type`` is one of TERNARY_TYPES, the one that this CPU runs
+    best if None. ``force`` replaces a ``dst`` that an earlier conversion wrote.
     ``progress`` is called before each weight is packed. The source is only read.
 
     Raises as open_checkpoint() does; UnsupportedModelError for a model that is converted already; LutraError if
-    ``dst`` exists, or the disk is full or refuses; ValueError for another ``embed_type``. Then there is no ``dst``.
+    ``dst`` exists, or the disk is full or refuses; ValueError for another type. Then there is no ``dst``.
     """
     if embed_type not in (None, *EMBED_TYPES):
         raise ValueError(f"embed_type is one of {', '.join(EMBED_TYPES)}, not {embed_type!r}")
+    if ternary_type not in (None, *TERNARY_TYPES):
+        raise ValueError(f"ternary_type is one of {', '.join(TERNARY_TYPES)}, not {ternary_type!r}")
     started = time.perf_counter()
     src = Path(src)
     with open_checkpoint(src) as checkpoint:
@@ -107,7 +112,8 @@ def convert(
             raise UnsupportedModelError(f"{src} is converted already", f"lutra run {src}")
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
-        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed_type)
+        embed = EMBED_TYPES[embed_type] if embed_type else None
+        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed, ternary_type)
         weights.by_layer({p.role: p for p in plan}, arch, config)  # refuses shapes that the configuration does not mean
         tensors = tuple(_tensors(plan))
         if dst is not None:

@@ -29,9 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from lutra import native
 from lutra.runtime.errors import CorruptModelError
 
-__all__ = ["BF16", "Coded", "Factored", "Packed", "Planes", "codec", "names", "pack", "to_float32"]
+__all__ = ["BF16", "Coded", "Factored", "Packed", "Planes", "codec", "names", "pack", "ternary", "to_float32"]
 
 
 class BF16(np.ndarray):
@@ -230,6 +231,11 @@ def codec(name: str) -> Any:
         if name.startswith(base) and hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
             return made
     raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())} and the like")
+
+
+def ternary() -> str:
+    """The ternary format that this CPU runs best: t5's bytes are fewer, but need products of whole bytes."""
+    return "t5" if {"avxvnni", "avx512vnni", "dotprod"} & set(native.cpu_features()) else "t2"
 
 
 def _modules() -> dict[str, ModuleType]:
