@@ -347,7 +347,8 @@ def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
 @register("attention", KV_TYPES)
 def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
     # Rows, position. Every place comes with two shapes of heads, every shape at two places at least.
-    places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200), (45, 100), (1, 600), (70, 500)]
+    places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200), (45, 100), (1, 600), (70, 500),
+              (8, 253)]  # fmt: skip
     for i, (n, pos) in enumerate([*places, *places]):
         heads, kv_heads, head_dim = HEADS[i % len(HEADS)]
         kind = ["mild", "sharp", "equal"][i % 3]  # sharp: nearly all weight on one position; equal: ties

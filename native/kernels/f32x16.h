@@ -277,6 +277,12 @@ static inline float vhmax(f32x16 v) {
 }
 #endif
 
+static inline float vfirst(f32x16 v) {
+    float f[16];
+    vstore(f, v);
+    return f[0];
+}
+
 /* e^x to 1-2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial for e^r (Cephes expf). */
 static inline f32x16 vexp(f32x16 x) {
     x = vmax(vmin(x, vset1(88.0f)), vset1(-87.0f));
