@@ -40,7 +40,7 @@ class Session:
         position = 2 * c.layers * c.kv_heads * c.head_dim * dtype.itemsize  # bytes
         self.n_ctx = _context(n_ctx, c.n_ctx, position)
         self.tokens: list[int] = []
-        self._cache = Cache(c.layers, c.kv_heads, c.head_dim, self.n_ctx, dtype)
+        self._cache = Cache(c.layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx, dtype)
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
         self._logits = np.empty((plan.output_rows, model.n_vocab), np.float32)
@@ -51,7 +51,13 @@ class Session:
     def _bind(self) -> None:
         step, ffi = self._step, native.ffi
         step.space[native.SCRATCH] = ffi.cast("void *", self.model.scratch_address)
-        for space, array in ((native.IDS, self._ids), (native.LOGITS, self._logits), (native.KV, self._cache.memory)):
+        spaces = {
+            native.IDS: self._ids,
+            native.LOGITS: self._logits,
+            native.KV: self._cache.memory,
+            native.WORK: self._cache.work,
+        }
+        for space, array in spaces.items():
             step.space[space] = ffi.cast("void *", array.ctypes.data)
         step.n_ctx = self.n_ctx
         step.cancel = ffi.cast("const int32_t *", self._cancel.ctypes.data)

@@ -394,7 +394,8 @@ def embed(rng: Rng, kernel: str) -> Iterator[Case]:
 # The cache
 
 KV_TYPES = {"f32": np.float32, "f16": np.float16}
-HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2)]  # heads, kv heads, head_dim
+# heads, kv heads, head_dim
+HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2), (40, 1, 32), (2, 1, 300), (7, 1, 64)]
 
 
 @register("kv_append", KV_TYPES)
@@ -421,9 +422,11 @@ def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
 
 @register("attention", KV_TYPES)
 def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
-    places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200)]  # rows, position
+    # Rows, position. Every place comes with two shapes of heads, every shape at two places at least.
+    places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200), (45, 100), (1, 600), (70, 500),
+              (8, 253)]  # fmt: skip
     for i, (n, pos) in enumerate([*places, *places]):
-        heads, kv_heads, head_dim = HEADS[int(rng.integers(len(HEADS)))]
+        heads, kv_heads, head_dim = HEADS[i % len(HEADS)]
         kind = ["mild", "sharp", "equal"][i % 3]  # sharp: nearly all weight on one position; equal: ties
         size = {"mild": 1.0, "sharp": 6.0, "equal": 0.0}[kind]
         q = normal(rng, n, heads * head_dim) * f32(size)

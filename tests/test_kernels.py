@@ -21,7 +21,7 @@ from kernel_cases import Case, Rows, Session
 
 from lutra import native
 from lutra.runtime import ops
-from lutra.runtime.cache import Cache
+from lutra.runtime.cache import SPLIT_ROWS, Cache
 from lutra.runtime.errors import CancelledError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 
@@ -111,8 +111,10 @@ class Call:
         if s.keys is None:
             return None
         n_known, kv_heads, head_dim = s.keys.shape
-        cache = Cache(LAYERS, kv_heads, head_dim, self.n_ctx, s.keys.dtype)
+        cache = Cache(LAYERS, self.case.attrs.get("heads", kv_heads), kv_heads, head_dim, self.n_ctx, s.keys.dtype)
         cache.memory.fill(np.nan)
+        self.counts = cache.work[: SPLIT_ROWS * kv_heads]
+        cache.work[len(self.counts) :] = np.nan
         known = cache.read(n_known)
         for i, x in enumerate((s.keys, s.values)):
             known[self.case.attrs["layer"], i] = x.transpose(1, 0, 2)
@@ -126,6 +128,7 @@ class Call:
         step = new_step(plan, self.n_tokens, self.n_outputs, self.case.session.pos, self.n_ctx)
         if self.cache is not None:
             step.space[native.KV] = native.ffi.cast("void *", self.cache.memory.ctypes.data)
+            step.space[native.WORK] = native.ffi.cast("void *", self.cache.work.ctypes.data)
         plan.run(step)
         plan.close()
         return self.checked()
@@ -143,6 +146,7 @@ class Call:
             here = np.s_[layer, :, :, pos : pos + self.case.rows]
             cache[here] = self.cache_before[here]
         assert cache.tobytes() == self.cache_before.tobytes(), "the cache was written to elsewhere"
+        assert not self.counts.any(), "the next step would begin with spans that count as done"
         if not self.writes_cache:
             return [x.array.copy() for x in self.outs]
         return list(written[:, :, : pos + self.case.rows].transpose(0, 2, 1, 3))

@@ -241,7 +241,32 @@ LT_PARTIAL_STORE(vstoren, vstore, float)
 LT_PARTIAL_STORE(vstoren_i8, vstore_i8, int8_t)
 LT_PARTIAL_STORE(vstoren_f16, vstore_f16, uint16_t)
 
-/* The lanes' sum, always in the order of a binary tree. */
+/* The lanes' sum, always in the order of a binary tree: each half of the lanes is added to the other. */
+#if defined(__AVX2__) && !defined(LT_PLAIN)
+static inline __m256 low_half(f32x16 v) {
+#ifdef __AVX512F__
+    return _mm512_castps512_ps256(v);
+#else
+    return v.a;
+#endif
+}
+static inline __m256 high_half(f32x16 v) {
+#ifdef __AVX512F__
+    return _mm512_extractf32x8_ps(v, 1);
+#else
+    return v.b;
+#endif
+}
+#define LT_ACROSS(name, with8, with4)                                                                           \
+    static inline float name(f32x16 v) {                                                                        \
+        const __m256 eight = with8(low_half(v), high_half(v));                                                  \
+        __m128 x = with4(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));                       \
+        x = with4(x, _mm_movehl_ps(x, x));                                                                      \
+        return _mm_cvtss_f32(with4(x, _mm_movehdup_ps(x)));                                                     \
+    }
+LT_ACROSS(vsum, _mm256_add_ps, _mm_add_ps)
+LT_ACROSS(vhmax, _mm256_max_ps, _mm_max_ps)
+#else
 static inline float vsum(f32x16 v) {
     float f[16];
     vstore(f, v);
@@ -249,12 +274,18 @@ static inline float vsum(f32x16 v) {
         for (int i = 0; i < half; i++) f[i] += f[i + half];
     return f[0];
 }
-
 static inline float vhmax(f32x16 v) {
     float f[16];
     vstore(f, v);
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) f[i] = f[i] > f[i + half] ? f[i] : f[i + half];
+    return f[0];
+}
+#endif
+
+static inline float vfirst(f32x16 v) {
+    float f[16];
+    vstore(f, v);
     return f[0];
 }
 

@@ -1,15 +1,27 @@
-/* How a session's keys and values lie in its memory, per layer: all kv heads' keys, then all kv heads' values.
+/* A session's memory, which runtime/cache.py makes.
+ *
+ * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values.
  *
  *     keys    [position / 16][head_dim][16 positions]   a query meets sixteen positions in one vector, with no sum across
  *     values  [position][head_dim]
  *
- * Both have room for n_ctx positions, n_ctx rounded up to a multiple of 16. Include after defining KV_TYPE, KV_LOAD,
- * KV_LOADN, KV_STORE, KV_STOREN. */
+ * Both have room for n_ctx positions, n_ctx rounded up to a multiple of 16.
+ *
+ * LT_WORK: what attention lays aside during a step of at most SPLIT_ROWS rows.
+ *
+ *     counts  int32 [SPLIT_ROWS * kv_heads]             how many spans are done, of some rows' queries; 0 between steps
+ *     pieces  float [rows][heads][spans][head_dim + 2]  what each span has given: attention.h
+ *
+ * Include after defining KV_TYPE, KV_LOAD, KV_LOADN, KV_STORE, KV_STOREN. */
 #pragma once
 #include "f32x16.h"
 #include "kernel.h"
 
-enum { LANES = 16 }; /* positions in a vector of keys */
+enum {
+    LANES = 16,     /* positions in a vector of keys */
+    SPAN = 256,     /* positions; a query's softmax is made span by span, whoever makes them */
+    SPLIT_ROWS = 8, /* a step of more rows has enough parts without cutting the context into spans */
+};
 
 typedef struct {
     KV_TYPE *keys, *values;
