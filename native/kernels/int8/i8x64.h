@@ -287,7 +287,7 @@ LT_INLINE i32x16 widen(i32x16 total, narrow sums) {
 #endif
 LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
 LT_INLINE f32x16 vfrom_i32(i32x16 x) {
-    return (f32x16){vcvtq_f32_s32(x.q[0]), vcvtq_f32_s32(x.q[1]), vcvtq_f32_s32(x.q[2]), vcvtq_f32_s32(x.q[3])};
+    return (f32x16){{vcvtq_f32_s32(x.q[0]), vcvtq_f32_s32(x.q[1]), vcvtq_f32_s32(x.q[2]), vcvtq_f32_s32(x.q[3])}};
 }
 
 #else
