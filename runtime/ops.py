@@ -23,6 +23,7 @@ __all__ = [
     "embed",
     "kv_append",
     "linear",
+    "peak",
     "quantize",
     "relu2_mul",
     "rms_norm",
@@ -263,3 +264,17 @@ def tail(x: Array, state: Any) -> Array:
 def stream(data: np.ndarray) -> np.ndarray:
     """The exclusive or of each part's 64-bit words. data: uint8 [parts, 1 MiB]. For measuring read bandwidth."""
     return np.bitwise_xor.reduce(data.view(np.int64), axis=1)[None, :]
+
+
+PEAK_BYTES, PEAK_STEP, PEAK_STEPS = 16, 1536, 64  # a vector; multiply-adds of one step; steps come by so many
+
+
+@op(lambda weights, codes, **_: [(len(weights), np.int64)] * 2, local=False)
+def peak(weights: np.ndarray, codes: np.ndarray, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply-adds, as many as a CPU can: how many there were for each part, and their sum modulo 2^32.
+
+    weights: uint8 [parts, 16], 0..2. codes: int8 [parts, 16]. For measuring the rate of int8 arithmetic.
+    """
+    n = steps // PEAK_STEPS * PEAK_STEPS * PEAK_STEP
+    once = (weights.astype(np.int64) * codes).sum(axis=1)
+    return np.full((1, len(weights)), n), (once * (n // PEAK_BYTES) % (1 << 32))[None, :]

@@ -449,12 +449,22 @@ def attention_bound(q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: 
     return (relative.T[:, :, None] * v.max(axis=0)).reshape(q.shape) + positions * TINY
 
 
-# Reading memory
+# Reading memory, multiplying bytes
 
 
 @register("stream")
 def stream(rng: Rng) -> Iterator[Case]:
     yield Case("3 parts", ops.stream, (rng.integers(0, 256, (3, 1 << 20), dtype=np.uint8),))
+
+
+@register("peak")
+def peak(rng: Rng) -> Iterator[Case]:
+    for parts, steps, most in [(3, 64, False), (1, 1000, False), (2, 640, True), (5, 0, False)]:
+        weights = rng.integers(0, 3, (parts, 16), dtype=np.uint8)
+        codes = rng.integers(-127, 128, (parts, 16), dtype=np.int8)
+        if most:
+            weights[:], codes[:] = 2, [[127], [-127]]
+        yield Case(f"{parts} parts, {steps} steps", ops.peak, (weights, codes), {"steps": steps})
 
 
 # The numpy op
