@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lutra.runtime.formats import Coded, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Packed, to_float32
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -143,7 +143,7 @@ def _linear_int8(codes: Array, scale: Array, sum: Array, weight: Packed, *, grou
     for g, begin in enumerate(range(0, cols, group or cols)):
         some = slice(begin, min(begin + (group or cols), cols))
         for c, s, zero, offset in _grids(matrix, some):
-            dot = codes[:, some].astype(np.float64) @ c.T.astype(np.float64)  # exact
+            dot = codes[:, some].astype(np.float64) @ c.T.astype(np.float64)  # exact for integers
             dot -= zero * sum[:, g, None].astype(np.float64)
             part = (scale[:, g, None] * s) * dot.astype(scale.dtype)
             sums.append(part if offset is None else part + scale[:, g, None] * sum[:, g, None] * offset)
@@ -156,6 +156,8 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
     if isinstance(matrix, Coded):
         zero = 0 if matrix.zero is None else matrix.zero[:, own]
         return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
+    if isinstance(matrix, Codebook):
+        return [(matrix.values[matrix.codes[:, columns]].astype(np.float64), matrix.scale[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
     planes = zip(matrix.bits[:, :, columns], matrix.scale[:, :, own], offsets, strict=False)
     return [(bits, scale, matrix.zero, offset) for bits, scale, offset in planes]

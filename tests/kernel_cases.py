@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime import formats, ops
-from lutra.runtime.formats import Coded, Packed, Planes
+from lutra.runtime.formats import Codebook, Coded, Packed, Planes
 
 Rng = np.random.Generator
 f32 = np.float32
@@ -254,6 +254,7 @@ def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Pack
     return formats.pack(normal(rng, rows, cols) if kind == "normal" else mixed(rng, rows, cols, most=6e4), format)
 
 
+VALUES = {"nf4": formats.codec("nf4g64").values, "mxf": formats.codec("mxfp4")._FORMAT.values}
 TERNARY = Coded(np.array([[-1, 0, 1]], np.int8), np.ones((1, 1), f32))
 
 
@@ -262,6 +263,14 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
     codec = formats.codec(format)
     if hasattr(codec, "planes") and codec.KERNEL == "bcq":
         return formats.pack(planes(rng, codec, rows, cols, kind), format)
+    if codec.KERNEL == "c4":
+        codes = (
+            rng.choice([0, 15], (rows, 1)).repeat(cols, 1) if kind == "extremes" else rng.integers(0, 16, (rows, cols))
+        )
+        scale = normal(rng, rows, -(-cols // codec.ACT_GROUP)).astype(np.float16).astype(f32)
+        return formats.pack(
+            Codebook(codes.astype(np.uint8), np.array(VALUES[format[:3]], f32), scale, codec.ACT_GROUP), format
+        )
     levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
@@ -365,6 +374,9 @@ def magnitudes(matrix: Any) -> np.ndarray:
     """How large the terms are whose sum is each weight."""
     if isinstance(matrix, Coded):
         return formats.to_float32(matrix)
+    if isinstance(matrix, Codebook):  # digits from 0 around a zero in the middle
+        largest = np.abs(matrix.values).max()
+        return formats.to_float32(replace(matrix, values=np.full(16, 3 * largest, f32), scale=np.abs(matrix.scale)))
     offset = None if matrix.offset is None else np.abs(matrix.offset)
     return formats.to_float32(
         replace(matrix, bits=np.ones_like(matrix.bits), scale=np.abs(matrix.scale), zero=0.0, offset=offset)

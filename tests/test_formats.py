@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lutra.runtime import formats, ops
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import BF16, Coded, Factored, Planes, littlebit, to_float32
+from lutra.runtime.formats import BF16, Codebook, Coded, Factored, Planes, littlebit, mxfp4, nf4, to_float32
 
 sizes = st.integers(1, 70)
 
@@ -199,6 +199,32 @@ def test_binary_planes_are_what_the_papers_say():
         formats.pack(dual, "bcq2g32")
     with pytest.raises(ValueError, match="binary planes"):
         formats.pack(to_float32(dual), "dbg32")
+
+
+@given(st.sampled_from(["nf4g64", "nf4g32", "mxfp4"]), sizes, st.integers(1, 200), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_codebooks_return_every_matrix(format, rows, cols, seed):
+    codec, rng = formats.codec(format), np.random.default_rng(seed)
+    values = np.array(nf4.VALUES if format.startswith("nf4") else mxfp4._FORMAT.values, np.float32)
+    codes = rng.integers(0, 16, (rows, cols), dtype=np.uint8)
+    scale = 2.0 ** rng.integers(-12, 9, (rows, -(-cols // codec.ACT_GROUP))).astype(np.float32)
+    matrix = Codebook(codes, values, scale, codec.ACT_GROUP)
+    assert codec.accepts(matrix)
+    again = formats.pack(matrix, format).check("x").matrix
+    np.testing.assert_array_equal(again.codes, codes)
+    np.testing.assert_array_equal(again.scale, scale)
+    np.testing.assert_allclose(again.values, values, atol=0 if format == "mxfp4" else 1 / 16000)
+
+
+@pytest.mark.parametrize(("format", "gap"), [("nf4g64", 0.305), ("mxfp4", 2.0)])
+def test_floats_round_to_the_nearest_value(format, gap):
+    x = np.random.default_rng(0).standard_normal((33, 130)).astype(np.float32)
+    matrix = formats.pack(x, format).matrix
+    own = np.repeat(matrix.scale, matrix.group, axis=1)[:, :130]
+    assert (np.abs(to_float32(matrix) - x) <= own * (gap / 2 + 0.01)).all()
+    assert np.mean((to_float32(matrix) - x) ** 2) < 0.015
+    with pytest.raises(ValueError, match="another codebook"):
+        formats.pack(Codebook(matrix.codes, matrix.values + 1, matrix.scale, matrix.group), format)
 
 
 def test_littlebit_is_what_the_paper_says():

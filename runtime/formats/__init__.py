@@ -32,7 +32,19 @@ import numpy as np
 from lutra import native
 from lutra.runtime.errors import CorruptModelError
 
-__all__ = ["BF16", "Coded", "Factored", "Packed", "Planes", "codec", "names", "pack", "ternary", "to_float32"]
+__all__ = [
+    "BF16",
+    "Codebook",
+    "Coded",
+    "Factored",
+    "Packed",
+    "Planes",
+    "codec",
+    "names",
+    "pack",
+    "ternary",
+    "to_float32",
+]
 
 
 class BF16(np.ndarray):
@@ -122,6 +134,32 @@ def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
 
 
 @dataclass(frozen=True, eq=False)
+class Codebook:
+    """A matrix whose elements are looked up: W[o, i] = values[codes[o, i]] * scale[o, i // group].
+
+    codes: uint8 [out, in]. values: float32 [16]. scale: float32 [out, groups]. group: columns that share a scale.
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+    scale: np.ndarray
+    group: int
+
+    def __post_init__(self) -> None:
+        shape = (len(self.codes), -(-self.codes.shape[1] // self.group))
+        if self.scale.shape != shape or self.values.shape != (16,) or self.codes.max(initial=0) > 15:
+            raise ValueError(f"codes of {self.codes.shape} need 16 values, codes below 16, and scales of {shape}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.codes.shape  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Codebook:
+        return replace(self, codes=self.codes[rows], scale=self.scale[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Factored:
     """A matrix that is a sum of products: chains of links (scale, M), applied one after the other, x to M (scale * x).
 
@@ -140,7 +178,7 @@ class Factored:
         return Factored(tuple((*chain[:-1], (chain[-1][0], chain[-1][1][rows])) for chain in self.chains))
 
 
-Matrix = np.ndarray | Coded | Planes | Factored
+Matrix = np.ndarray | Coded | Planes | Codebook | Factored
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -153,6 +191,8 @@ def to_float32(x: Matrix) -> np.ndarray:
         own = np.arange(x.shape[1]) // x.group
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
         return values if x.offset is None else values + x.offset[:, own]
+    if isinstance(x, Codebook):
+        return x.values[x.codes] * x.scale[:, np.arange(x.shape[1]) // x.group]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
     if isinstance(x, BF16):

@@ -8,7 +8,7 @@
  *     i32x16  a sum for every row
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest weight) steps are over
  *
- * u8trit(v, low, high): how many of two thresholds a signed byte is above, less one where weights are signed.
+ * u8lookup(table, i): the bytes that indices 0..15 name. u8trit(v, low, high): how many of two thresholds a signed byte is above, less one where weights are signed.
  *
  * u8field(v, width, i) is field i of every byte, `width` bits wide. Where a product costs the same however large the
  * weight, fields stay in their place (IN_PLACE), times 2^(width * i), each with sums of its own that are shifted once
@@ -48,6 +48,9 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
 }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { return _mm512_slli_epi16(v, (unsigned)bits); }
 LT_INLINE u8x64 u8add(u8x64 a, u8x64 b) { return _mm512_add_epi8(a, b); }
+typedef __m512i u8x16; /* in every quarter */
+LT_INLINE u8x16 u8table(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
+LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) { return _mm512_shuffle_epi8(table, i); }
 LT_INLINE u8x64 u8signed(u8x64 v) { return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80)); }
 LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
     const __m512i one = _mm512_set1_epi8(1);
@@ -125,6 +128,11 @@ LT_INLINE i8x4 i8load4(const int8_t *p) {
     int32_t word;
     memcpy(&word, p, sizeof word);
     return _mm256_set1_epi32(word);
+}
+typedef __m256i u8x16; /* in both halves */
+LT_INLINE u8x16 u8table(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) {
+    return (u8x64){_mm256_shuffle_epi8(table, i.a), _mm256_shuffle_epi8(table, i.b)};
 }
 LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) { return (u8x64){_mm256_add_epi8(v.a, w.a), _mm256_add_epi8(v.b, w.b)}; }
 LT_INLINE u8x64 u8signed(u8x64 v) {
@@ -225,6 +233,9 @@ LT_INLINE i8x4 i8load4(const int8_t *p) {
     memcpy(&word, p, sizeof word);
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
+typedef uint8x16_t u8x16;
+LT_INLINE u8x16 u8table(const uint8_t *p) { return vld1q_u8(p); }
+LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) { LT_QUARTERS(u8x64, vqtbl1q_u8(table, i.q[q])); }
 LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) { LT_QUARTERS(u8x64, vaddq_u8(v.q[q], w.q[q])); }
 LT_INLINE u8x64 u8signed(u8x64 v) { LT_QUARTERS(u8x64, veorq_u8(v.q[q], vdupq_n_u8(0x80))); }
 LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) { /* a comparison gives -1 for true */
@@ -328,6 +339,18 @@ LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i);
 LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] << bits);
     return v;
+}
+typedef struct {
+    uint8_t b[16];
+} u8x16;
+LT_INLINE u8x16 u8table(const uint8_t *p) {
+    u8x16 t;
+    memcpy(t.b, p, sizeof t.b);
+    return t;
+}
+LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) {
+    for (int k = 0; k < 64; k++) i.b[k] = table.b[i.b[k]];
+    return i;
 }
 LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) {
     for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] + w.b[k]);
