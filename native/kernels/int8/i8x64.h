@@ -4,19 +4,25 @@
  * CPU. A body per ISA:
  *
  *     u8x64   bytes of weights: [16 rows][4]
- *     i8x4    four activations, for every row
+ *     i8x4    four activations, for every row: a step
+ *     i8run   the activations of several steps
  *     i32x16  a sum for every row
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest weight) steps are over
  *
- * u8lookup(table, i): the bytes that indices 0..15 name. u8trit(v, low, high): how many of two thresholds a signed byte is above, less one where weights are signed.
+ * u8lookup(table, i): the bytes that indices 0..15 name.
+ *
+ * u8trit(v): the first digit, 0, 1 or 2, of a ternary fraction (t5.h), less one where weights are signed. u8fraction(v)
+ * is a packed one as this likes it, less 128 or not: multiplying by 3 does not care.
  *
  * u8field(v, width, i) is field i of every byte, `width` bits wide. Where a product costs the same however large the
  * weight, fields stay in their place (IN_PLACE), times 2^(width * i), each with sums of its own that are shifted once
- * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread.
+ * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread. NEGATIVE_BITS:
+ * but a field of one bit is 0 or -1.
  *
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
- * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers. */
+ * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product. SPAN:
+ * the steps whose activations one load brings. */
 #pragma once
 #include "../f32x16.h"
 #include "../kernel.h"
@@ -52,10 +58,12 @@ typedef __m512i u8x16; /* in every quarter */
 LT_INLINE u8x16 u8table(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
 LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) { return _mm512_shuffle_epi8(table, i); }
 LT_INLINE u8x64 u8signed(u8x64 v) { return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80)); }
-LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
+LT_INLINE u8x64 u8fraction(u8x64 v) { return u8signed(v); }
+LT_INLINE u8x64 u8times3(u8x64 v) { return u8add(u8add(v, v), v); }
+LT_INLINE u8x64 u8trit(u8x64 v) {
     const __m512i one = _mm512_set1_epi8(1);
-    const __m512i first = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(low)), one);
-    return _mm512_mask_add_epi8(first, _mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(high)), one, one);
+    const __m512i first = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(-43)), one);
+    return _mm512_mask_add_epi8(first, _mm512_cmpgt_epi8_mask(v, _mm512_set1_epi8(42)), one, one);
 }
 LT_INLINE i8x4 i8load4(const int8_t *p) {
     int32_t word;
@@ -139,14 +147,14 @@ LT_INLINE u8x64 u8signed(u8x64 v) {
     const __m256i top = _mm256_set1_epi8((char)0x80);
     return (u8x64){_mm256_xor_si256(v.a, top), _mm256_xor_si256(v.b, top)};
 }
-LT_INLINE __m256i trit_half(__m256i v, int8_t low, int8_t high) { /* a comparison gives -1 for true */
-    const __m256i first = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(low));
-    const __m256i second = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(high));
+LT_INLINE u8x64 u8fraction(u8x64 v) { return u8signed(v); }
+LT_INLINE u8x64 u8times3(u8x64 v) { return u8add(u8add(v, v), v); }
+LT_INLINE __m256i trit_half(__m256i v) { /* a comparison gives -1 for true */
+    const __m256i first = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(-43));
+    const __m256i second = _mm256_cmpgt_epi8(v, _mm256_set1_epi8(42));
     return _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(first, second));
 }
-LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
-    return (u8x64){trit_half(v.a, low, high), trit_half(v.b, low, high)};
-}
+LT_INLINE u8x64 u8trit(u8x64 v) { return (u8x64){trit_half(v.a), trit_half(v.b)}; }
 LT_INLINE i32x16 izero(void) { return (i32x16){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 LT_INLINE i32x16 iset1(int32_t x) { return (i32x16){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 LT_INLINE i32x16 iload(const int32_t *p) { return u8load((const uint8_t *)p); }
@@ -197,7 +205,6 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) { return (f32x16){_mm256_cvtepi32_ps(x.a), 
 typedef struct {
     uint8x16_t q[4];
 } u8x64; /* four rows each */
-typedef int8x16_t i8x4;
 typedef struct {
     int32x4_t q[4];
 } i32x16;
@@ -210,13 +217,15 @@ typedef struct {
 #define SIGNED_WEIGHTS 1
 #define WHOLE_BYTES LT_SDOT
 #define TILE_BLOCKS 1
+#define CHAINS 1
+#define NEGATIVE_BITS 1
 
 LT_INLINE u8x64 u8load(const uint8_t *p) { LT_QUARTERS(u8x64, vld1q_u8(p + 16 * q)); }
 LT_INLINE void u8store(uint8_t *p, u8x64 v) {
     for (int q = 0; q < 4; q++) vst1q_u8(p + 16 * q, v.q[q]);
 }
 LT_INLINE u8x64 u8or(u8x64 v, u8x64 w) { LT_QUARTERS(u8x64, vorrq_u8(v.q[q], w.q[q])); }
-LT_INLINE uint8x16_t shift_right(uint8x16_t v, int n) { return vshlq_u8(v, vdupq_n_s8((int8_t)-n)); }
+LT_INLINE uint8x16_t shift_right(uint8x16_t v, int n) { return v >> vdupq_n_u8((uint8_t)n); }
 LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     const uint8x16_t mask = vdupq_n_u8((uint8_t)((1 << width) - 1));
     if (i == 0) {
@@ -227,8 +236,9 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     }
     LT_QUARTERS(u8x64, vandq_u8(shift_right(v.q[q], width * i), mask));
 }
-LT_INLINE u8x64 u8up(u8x64 v, int bits) { LT_QUARTERS(u8x64, vshlq_u8(v.q[q], vdupq_n_s8((int8_t)bits))); }
-LT_INLINE i8x4 i8load4(const int8_t *p) {
+LT_INLINE u8x64 u8up(u8x64 v, int bits) { LT_QUARTERS(u8x64, v.q[q] << vdupq_n_u8((uint8_t)bits)); }
+LT_INLINE u8x64 u8bit(u8x64 v, int i) { LT_QUARTERS(u8x64, vtstq_u8(v.q[q], vdupq_n_u8((uint8_t)(1 << i)))); }
+LT_INLINE int8x16_t broadcast4(const int8_t *p) {
     int32_t word;
     memcpy(&word, p, sizeof word);
     return vreinterpretq_s8_s32(vdupq_n_s32(word));
@@ -238,9 +248,18 @@ LT_INLINE u8x16 u8table(const uint8_t *p) { return vld1q_u8(p); }
 LT_INLINE u8x64 u8lookup(u8x16 table, u8x64 i) { LT_QUARTERS(u8x64, vqtbl1q_u8(table, i.q[q])); }
 LT_INLINE u8x64 u8add(u8x64 v, u8x64 w) { LT_QUARTERS(u8x64, vaddq_u8(v.q[q], w.q[q])); }
 LT_INLINE u8x64 u8signed(u8x64 v) { LT_QUARTERS(u8x64, veorq_u8(v.q[q], vdupq_n_u8(0x80))); }
-LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) { /* a comparison gives -1 for true */
-    LT_QUARTERS(u8x64, vsubq_u8(vcleq_s8(vreinterpretq_s8_u8(v.q[q]), vdupq_n_s8(low)),
-                                vcgtq_s8(vreinterpretq_s8_u8(v.q[q]), vdupq_n_s8(high))));
+LT_INLINE u8x64 u8fraction(u8x64 v) { return v; }
+LT_INLINE u8x64 u8trit(u8x64 v) { /* a comparison gives -1 for true */
+    LT_QUARTERS(u8x64, vsubq_u8(vcltq_u8(v.q[q], vdupq_n_u8(86)), vcgtq_u8(v.q[q], vdupq_n_u8(170))));
+}
+LT_INLINE u8x64 u8times3(u8x64 v) {
+#ifdef __clang__
+    LT_QUARTERS(u8x64, vmulq_u8(v.q[q], vdupq_n_u8(3)));
+#else /* gcc would make two instructions of it, a shift and an addition */
+    u8x64 r;
+    for (int q = 0; q < 4; q++) __asm__("mul %0.16b, %1.16b, %2.16b" : "=w"(r.q[q]) : "w"(v.q[q]), "w"(vdupq_n_u8(3)));
+    return r;
+#endif
 }
 LT_INLINE i32x16 izero(void) { LT_QUARTERS(i32x16, vdupq_n_s32(0)); }
 LT_INLINE i32x16 iset1(int32_t x) { LT_QUARTERS(i32x16, vdupq_n_s32(x)); }
@@ -250,22 +269,60 @@ LT_INLINE void istore(int32_t *p, i32x16 x) {
 }
 LT_INLINE i32x16 isub(i32x16 x, i32x16 y) { LT_QUARTERS(i32x16, vsubq_s32(x.q[q], y.q[q])); }
 LT_INLINE i32x16 iadd(i32x16 x, i32x16 y) { LT_QUARTERS(i32x16, vaddq_s32(x.q[q], y.q[q])); }
-LT_INLINE i32x16 ishl(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(n))); }
-LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, vshlq_s32(x.q[q], vdupq_n_s32(-n))); }
+LT_INLINE i32x16 ishl(i32x16 x, int n) { LT_QUARTERS(i32x16, x.q[q] << vdupq_n_s32(n)); }
+LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, x.q[q] >> vdupq_n_s32(n)); }
 #ifdef __ARM_FEATURE_DOTPROD
 #define LT_SDOT 1
 #define SAFE_STEPS(weight) INT32_MAX
 #define TILE_TOKENS 4
+#define SPAN 4
 typedef i32x16 narrow;
+typedef struct {
+    int8x16_t codes;
+    int lane; /* which four of them */
+} i8x4;
+typedef struct {
+    int8x16_t q[5];
+} i8run;
 LT_INLINE u8x64 u8field(u8x64 v, int width, int i) {
+    if (width == 1) return u8bit(v, i);
     if (width * (i + 1) == 8) return u8down(v, width, i);
     const uint8x16_t mask = vdupq_n_u8((uint8_t)(((1 << width) - 1) << (width * i)));
     LT_QUARTERS(u8x64, vandq_u8(v.q[q], mask));
 }
 LT_INLINE narrow nzero(void) { return izero(); }
-LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
-    LT_QUARTERS(narrow, vdotq_s32(sums.q[q], vreinterpretq_s8_u8(w.q[q]), a));
+LT_INLINE i8x4 i8load4(const int8_t *p) { return (i8x4){broadcast4(p), 0}; }
+LT_INLINE i8run i8load(const int8_t *p, int steps) {
+    i8run run;
+    for (int i = 0; i < (steps + 3) / 4; i++) run.q[i] = vld1q_s8(p + 16 * i);
+    return run;
 }
+LT_INLINE i8x4 i8step(i8run run, int i) { return (i8x4){run.q[i / 4], i % 4}; }
+#ifdef __clang__
+#define LT_DOT(lane) LT_QUARTERS(narrow, vdotq_laneq_s32(sums.q[q], vreinterpretq_s8_u8(w.q[q]), a.codes, lane))
+#else
+#define LT_DOT(lane)                                                                                            \
+    for (int q = 0; q < 4; q++)                                                                                 \
+        __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sums.q[q]) : "w"(w.q[q]), "w"(a.codes));          \
+    return sums
+#endif
+LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
+    switch (a.lane) {
+    case 0: {
+        LT_DOT(0);
+    }
+    case 1: {
+        LT_DOT(1);
+    }
+    case 2: {
+        LT_DOT(2);
+    }
+    default: {
+        LT_DOT(3);
+    }
+    }
+}
+LT_INLINE narrow dot4of(narrow sums, u8x64 w, i8run run, int i) { return dot4(sums, w, i8step(run, i)); }
 LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
 #else /* products added up in 16 bits */
 #define LT_SDOT 0
@@ -274,7 +331,9 @@ LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
 typedef struct {
     int16x8_t low[4], high[4]; /* two rows each */
 } narrow;
-LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+typedef int8x16_t i8x4;
+LT_INLINE i8x4 i8load4(const int8_t *p) { return broadcast4(p); }
+LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return width == 1 ? u8bit(v, i) : u8down(v, width, i); }
 LT_INLINE narrow nzero(void) {
     narrow r;
     for (int q = 0; q < 4; q++) r.low[q] = r.high[q] = vdupq_n_s16(0);
@@ -295,8 +354,8 @@ LT_INLINE i32x16 widen(i32x16 total, narrow sums) {
     }
     return total;
 }
-#endif
 LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
+#endif
 LT_INLINE f32x16 vfrom_i32(i32x16 x) {
     return (f32x16){{vcvtq_f32_s32(x.q[0]), vcvtq_f32_s32(x.q[1]), vcvtq_f32_s32(x.q[2]), vcvtq_f32_s32(x.q[3])}};
 }
@@ -360,8 +419,10 @@ LT_INLINE u8x64 u8signed(u8x64 v) {
     for (int k = 0; k < 64; k++) v.b[k] ^= 0x80;
     return v;
 }
-LT_INLINE u8x64 u8trit(u8x64 v, int8_t low, int8_t high) {
-    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(((int8_t)v.b[k] > low) + ((int8_t)v.b[k] > high));
+LT_INLINE u8x64 u8fraction(u8x64 v) { return u8signed(v); }
+LT_INLINE u8x64 u8times3(u8x64 v) { return u8add(u8add(v, v), v); }
+LT_INLINE u8x64 u8trit(u8x64 v) {
+    for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(((int8_t)v.b[k] > -43) + ((int8_t)v.b[k] > 42));
     return v;
 }
 LT_INLINE i8x4 i8load4(const int8_t *p) {
@@ -410,4 +471,19 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) {
     for (int i = 0; i < 16; i++) r.f[i] = (float)x.i[i];
     return r;
 }
+#endif
+
+#ifndef NEGATIVE_BITS
+#define CHAINS 8
+#define NEGATIVE_BITS 0
+#endif
+#ifndef SPAN
+#define SPAN 1
+typedef const int8_t *i8run;
+LT_INLINE i8run i8load(const int8_t *p, int steps) {
+    (void)steps;
+    return p;
+}
+LT_INLINE i8x4 i8step(i8run run, int i) { return i8load4(run + 4 * i); }
+LT_INLINE narrow dot4of(narrow sums, u8x64 w, i8run run, int i) { return dot4at(sums, w, run + 4 * i); }
 #endif

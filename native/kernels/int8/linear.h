@@ -74,7 +74,23 @@ LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t 
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
-    for (int32_t s = 0; s < steps; s++) {
+    int32_t s = 0;
+#if SPAN > 1
+    for (; s + SPAN <= steps; s += SPAN) {
+        i8run a[TILE_TOKENS];
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++) a[t] = i8load(codes + t * stride + s * STEP, SPAN);
+#pragma GCC unroll 4
+        for (int i = 0; i < SPAN; i++)
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++) {
+                const u8x64 w = u8load(weights[s + i][b]);
+#pragma GCC unroll 12
+                for (int t = 0; t < tokens; t++) sums[t][b] = dot4of(sums[t][b], w, a[t], i);
+            }
+    }
+#endif
+    for (; s < steps; s++) {
         u8x64 w[TILE_BLOCKS];
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);

@@ -7,36 +7,39 @@ enum { PREFETCH = 2048 /* bytes ahead */ };
 
 /* One plane of one block, over chunks `stride` bytes apart, times one token. */
 LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks, int width) {
-    const int fields = 8 / width, sums = IN_PLACE ? fields : 1;
+    const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
+    const int sums = in_place ? fields : 1;
     const int32_t safe = SAFE_STEPS((1 << width) - 1) / 8;
     i32x16 total[8];
 #pragma GCC unroll 8
     for (int i = 0; i < sums; i++) total[i] = izero();
     for (int32_t c = 0; c < chunks;) {
-        const int32_t stop = IN_PLACE ? chunks : lt_min(c + safe, chunks);
+        const int32_t stop = SAFE_STEPS(1) == INT32_MAX ? chunks : lt_min(c + safe, chunks);
         narrow part[8];
 #pragma GCC unroll 8
         for (int i = 0; i < sums; i++) part[i] = nzero();
-        for (; c < stop; c++)
+        for (; c < stop; c++) {
+            const i8run run = i8load(codes + c * 32, 8);
 #pragma GCC unroll 8
             for (int v = 0; v < width; v++) {
                 const uint8_t *at = data + c * stride + v * 64;
                 const u8x64 bytes = u8load(at);
                 __builtin_prefetch(at + PREFETCH);
 #pragma GCC unroll 8
-                for (int i = 0; i < fields; i++) {
-                    const int8_t *a = codes + c * 32 + (v * fields + i) * 4;
-                    part[IN_PLACE ? i : 0] = dot4at(part[IN_PLACE ? i : 0], u8field(bytes, width, i), a);
-                }
+                for (int i = 0; i < fields; i++)
+                    part[in_place ? i : 0] =
+                        dot4of(part[in_place ? i : 0], u8field(bytes, width, i), run, v * fields + i);
             }
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < sums; i++) total[i] = widen(total[i], part[i]);
     }
-    const int last = sums - 1 - LAST_SHIFTED; /* field i is 2^(width * i) too large */
+    if (negative) return isub(izero(), total[0]);
+    const int shifted = in_place && LAST_SHIFTED, last = sums - 1 - shifted; /* field i is 2^(width * i) too large */
     i32x16 dot = total[last];
 #pragma GCC unroll 8
     for (int i = last - 1; i >= 0; i--) dot = iadd(ishr(dot, width), total[i]);
-    return LAST_SHIFTED ? iadd(dot, total[sums - 1]) : dot;
+    return shifted ? iadd(dot, total[sums - 1]) : dot;
 }
 
 /* One step of a plane's chunk, one weight to a byte. */

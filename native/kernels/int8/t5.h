@@ -32,34 +32,39 @@ static inline const uint8_t *chunk_at(const format *f, int32_t block, int32_t ch
     return f->data + ((int64_t)block * f->chunks + chunk) * BYTES;
 }
 
-LT_INLINE u8x64 times3(u8x64 f) { return u8add(u8add(f, f), f); }
-
-/* The first digit of fractions; plus 1, unless weights are signed. */
-LT_INLINE u8x64 digit(u8x64 f) { return u8trit(f, -43, 42); }
-
 #if WHOLE_BYTES
-/* One chain of sums per digit hides the latency of a dot product. With unsigned bytes u = f + 128 both sums gain 128
+/* A chunk, with the codes from `first` on. */
+LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run codes, int first) {
+    const u8x64 bytes = u8load(data);
+    u8x64 u = SIGNED_WEIGHTS ? u8signed(bytes) : bytes;
+    __builtin_prefetch(data + PREFETCH);
+#pragma GCC unroll 5
+    for (int d = 0; d < STEPS; d++) {
+        const i8x4 a = i8step(codes, first + d);
+        now[d % CHAINS] = dot4(now[d % CHAINS], u, a);
+        u = u8times3(u);
+        next[d % CHAINS] = dot4(next[d % CHAINS], u, a);
+    }
+}
+
+/* With unsigned bytes u = f + 128 both sums gain 128
  * times the codes' sum, so their combination gains 256 times it: what row_finish takes off. */
 LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
     (void)f, (void)p;
     narrow now[STEPS], next[STEPS];
 #pragma GCC unroll 5
-    for (int d = 0; d < STEPS; d++) now[d] = next[d] = nzero();
-    for (int32_t c = 0; c < chunks; c++) {
-        const u8x64 bytes = u8load(data + (int64_t)c * BYTES);
-        u8x64 u = SIGNED_WEIGHTS ? u8signed(bytes) : bytes;
-        __builtin_prefetch(data + (int64_t)c * BYTES + PREFETCH);
-#pragma GCC unroll 5
-        for (int d = 0; d < STEPS; d++) {
-            const i8x4 a = i8load4(codes + c * COLUMNS + d * 4);
-            now[d] = dot4(now[d], u, a);
-            u = times3(u);
-            next[d] = dot4(next[d], u, a);
-        }
+    for (int d = 0; d < lt_min(STEPS, CHAINS); d++) now[d] = next[d] = nzero();
+    int32_t c = 0;
+    for (; c + SPAN <= chunks; c += SPAN) {
+        const i8run run = i8load(codes + c * COLUMNS, SPAN * STEPS);
+#pragma GCC unroll 4
+        for (int i = 0; i < SPAN; i++) chunk_dot(now, next, data + (int64_t)(c + i) * BYTES, run, i * STEPS);
     }
+    for (; SPAN > 1 && c < chunks; c++)
+        chunk_dot(now, next, data + (int64_t)c * BYTES, i8load(codes + c * COLUMNS, STEPS), 0);
     i32x16 total = izero(), rest = izero();
 #pragma GCC unroll 5
-    for (int d = 0; d < STEPS; d++) {
+    for (int d = 0; d < lt_min(STEPS, CHAINS); d++) {
         total = widen(total, now[d]);
         rest = widen(rest, next[d]);
     }
@@ -74,12 +79,12 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
         const int32_t stop = chunks - c > safe ? c + safe : chunks;
         narrow sums = nzero();
         for (; c < stop; c++) {
-            u8x64 fraction = u8signed(u8load(data + (int64_t)c * BYTES));
+            u8x64 fraction = u8fraction(u8load(data + (int64_t)c * BYTES));
             __builtin_prefetch(data + (int64_t)c * BYTES + PREFETCH);
 #pragma GCC unroll 5
             for (int d = 0; d < STEPS; d++) {
-                sums = dot4at(sums, digit(fraction), codes + c * COLUMNS + d * 4);
-                fraction = times3(fraction);
+                sums = dot4at(sums, u8trit(fraction), codes + c * COLUMNS + d * 4);
+                fraction = u8times3(fraction);
             }
         }
         total = widen(total, sums);
@@ -90,11 +95,11 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
     (void)f, (void)p;
-    u8x64 fraction = u8signed(u8load(data));
+    u8x64 fraction = u8fraction(u8load(data));
 #pragma GCC unroll 5
     for (int d = 0; d < STEPS; d++) {
-        u8store(to[d][b], digit(fraction));
-        fraction = times3(fraction);
+        u8store(to[d][b], u8trit(fraction));
+        fraction = u8times3(fraction);
     }
 }
 
