@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from lutra.cli.common import add_cache_type
 from lutra.cli.parser import Parser, at_least
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("-t", "--threads", type=_counts, metavar="N,N", help="numbers of threads; all CPUs by default")
     group.add_argument("-r", "--repetitions", type=at_least(1), default=5, help="runs of each test")
     group.add_argument("--no-warmup", action="store_true", help="count the first run, too")
-    group.add_argument("--cache-type", choices=["f32", "f16"], default="f32", help="how keys and values are stored")
+    add_cache_type(group)
     group.add_argument("-o", "--output", choices=["md", "json", "jsonl", "csv"], default="md", help="form of the rows")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UsageError",
+    "add_cache_type",
     "add_model_arguments",
     "add_output_arguments",
     "add_sampling_arguments",
@@ -62,8 +63,24 @@ def add_model_arguments(parser: Parser) -> None:
                        help="context in tokens (default: the model's)")  # fmt: skip
     group.add_argument("-t", "--threads", type=at_least(0), metavar="N",
                        help="threads (default: the CPUs this process may use)")  # fmt: skip
-    group.add_argument("--cache-type", choices=("f32", "f16"), default="f32", metavar="TYPE",
-                       help="KV cache: f32, or f16 for half the memory")  # fmt: skip
+    add_cache_type(group)
+
+
+class _OneType(argparse.Action):
+    """llama.cpp has a flag for keys and one for values; here both are stored alike."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        if getattr(namespace, "cache_type_given", value) != value:
+            parser.error("keys and values are stored in one type")
+        namespace.cache_type = namespace.cache_type_given = value
+
+
+def add_cache_type(group: argparse._ArgumentGroup) -> None:
+    """--cache-type and llama.cpp's names of it."""
+    names = ("--cache-type", "--cache-type-k", "--cache-type-v", "-ctk", "-ctv")
+    group.add_argument(*names, type=lambda text: text.removesuffix("_0"), choices=("f32", "f16", "q8", "q4"),
+                       default="f32", metavar="TYPE", action=_OneType, dest="cache_type",
+                       help="KV cache: f32; f16, q8, q4 take 1/2, 1/4, 1/7 of the memory")  # fmt: skip
 
 
 def add_sampling_arguments(parser: Parser) -> None:

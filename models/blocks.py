@@ -26,6 +26,7 @@ LLAMA_NAMES: dict[str, tuple[str, ...]] = {
     "head": ("lm_head",),
 }
 
+HEAD_DIM = 8192  # at most, in native/kernels/attention.h
 ACTIVATIONS = {"silu": ops.silu_mul, "swish": ops.silu_mul, "relu2": ops.relu2_mul}
 
 
@@ -59,6 +60,8 @@ class Config:
         head_dim = _size(config, "head_dim", hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise CorruptModelError(f"{heads} heads of {head_dim} cannot share {kv_heads} key-value heads")
+        if head_dim > HEAD_DIM:
+            raise UnsupportedModelError(f"lutra has no attention for heads of {head_dim}", f"it goes up to {HEAD_DIM}")
         activation = config.get("hidden_act", "silu")
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")

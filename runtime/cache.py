@@ -1,14 +1,92 @@
-"""A session's memory, as native/kernels/kv_cache.h lays it out."""
+"""A session's memory, as native/kernels/kv_cache.h lays it out, and the types that keys and values are stored in."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-__all__ = ["Cache"]
+__all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType"]
 
 LANES = 16  # positions in a vector of keys
+GROUP = 32  # columns that share a scale
 SPAN = 256  # positions that attention takes as one
 SPLIT_ROWS = 8  # rows of a step that it takes span by span
+ALIGN = 64
+
+f32 = np.float32
+
+
+@dataclass(frozen=True)
+class KVType:
+    """How a number of the cache is stored: as a float of ``dtype``, or as an integer of that many bits with a scale.
+
+    A row is one head's keys or values of one position: its codes, then its scales.
+    """
+
+    dtype: Any
+    bits: int = 0  # 0: a float
+
+    def columns(self, head_dim: int) -> int:
+        """Numbers in a row: head_dim, rounded up."""
+        step = GROUP if self.bits == 4 else 16
+        return -(-head_dim // step) * step
+
+    def scales(self, head_dim: int) -> int:
+        """Scales in a row."""
+        return -(-head_dim // GROUP) if self.bits else 0
+
+    def codes(self, head_dim: int) -> int:
+        """Elements of dtype in a row."""
+        return self.columns(head_dim) // (2 if self.bits == 4 else 1)
+
+    def row_bytes(self, head_dim: int) -> int:
+        """Bytes of a row."""
+        return self.codes(head_dim) * np.dtype(self.dtype).itemsize + 2 * self.scales(head_dim)
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Rows of numbers, float32 [..., head_dim], as bytes: uint8 [..., row_bytes]."""
+        head_dim = x.shape[-1]
+        columns = -(-head_dim // GROUP) * GROUP if self.bits else self.columns(head_dim)
+        x = np.concatenate([x, np.zeros((*x.shape[:-1], columns - head_dim), x.dtype)], axis=-1).astype(f32)
+        if not self.bits:
+            return np.ascontiguousarray(x.astype(self.dtype)).view(np.uint8)
+        x = x.reshape(*x.shape[:-1], -1, GROUP)
+        first = np.take_along_axis(x, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1)  # the largest, with its sign
+        scale = first / f32(-8) if self.bits == 4 else np.abs(first) / f32(127)
+        half = scale.clip(-65504, 65504).astype(np.float16)
+        known = half.astype(f32)
+        inverse = np.divide(f32(1), known, out=np.zeros_like(known), where=known != 0)
+        least, most = (-8, 7) if self.bits == 4 else (-127, 127)
+        codes = np.rint(x * inverse).clip(least, most).astype(np.int8)
+        if self.bits == 4:
+            pairs = (codes + 8).astype(np.uint8)
+            codes = pairs[..., :16] | pairs[..., 16:] << 4
+        codes = codes.reshape(*codes.shape[:-2], -1)[..., : self.codes(head_dim)]
+        scales = half[..., 0]
+        return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in (codes, scales)], axis=-1)
+
+    def decode(self, rows: np.ndarray, head_dim: int) -> np.ndarray:
+        """The numbers that rows stand for, [..., head_dim]: of dtype, or float32."""
+        end = self.codes(head_dim) * np.dtype(self.dtype).itemsize
+        codes = np.ascontiguousarray(rows[..., :end]).view(self.dtype)
+        if not self.bits:
+            return codes[..., :head_dim]
+        scale = np.ascontiguousarray(rows[..., end:]).view(np.float16).astype(f32)
+        if self.bits == 4:
+            codes = codes.reshape(*codes.shape[:-1], -1, 16)
+            codes = np.concatenate([codes & 15, codes >> 4], axis=-1).astype(np.int8) - np.int8(8)
+            codes = codes.reshape(*codes.shape[:-2], -1)
+        return codes[..., :head_dim].astype(f32) * scale.repeat(GROUP, axis=-1)[..., :head_dim]
+
+
+KV_TYPES = {
+    "f32": KVType(np.float32),
+    "f16": KVType(np.float16),
+    "q8": KVType(np.int8, 8),
+    "q4": KVType(np.uint8, 4),
+}
 
 
 class Cache:
@@ -16,29 +94,55 @@ class Cache:
 
     Pages are taken when they are first written: a long context costs nothing until it is used.
 
-    memory: all of it, as kernels see it, dtype float32 or float16. Two views of it: keys
-    [layers, kv_heads, blocks, head_dim, 16 positions] and values [layers, kv_heads, positions, head_dim].
+    memory: all keys and values, as kernels see them: uint8 [layers, 2, kv_heads, bytes].
     work: what attention lays aside during a step; zeros, once.
     """
 
-    def __init__(self, layers: int, heads: int, kv_heads: int, head_dim: int, n_ctx: int, dtype: np.dtype):
+    def __init__(self, kv_type: str, layers: int, heads: int, kv_heads: int, head_dim: int, n_ctx: int):
+        self.type = t = KV_TYPES[kv_type]
         blocks = -(-n_ctx // LANES)
-        self.memory = np.empty((layers, 2, kv_heads, blocks * LANES, head_dim), dtype)
-        self.keys = self.memory[:, 0].reshape(layers, kv_heads, blocks, head_dim, LANES)
-        self.values = self.memory[:, 1]
-        self.work = np.zeros(SPLIT_ROWS * (kv_heads + heads * -(-n_ctx // SPAN) * (head_dim + 2)), np.float32)
+        size = blocks * LANES * t.row_bytes(head_dim)
+        memory = np.empty(layers * 2 * kv_heads * size + ALIGN, np.uint8)
+        begin = -memory.ctypes.data % ALIGN
+        self.memory = memory[begin : begin + memory.size - ALIGN].reshape(layers, 2, kv_heads, size)
+        pieces = heads * -(-n_ctx // SPAN) * (t.columns(head_dim) + 2)
+        self.work = np.zeros(SPLIT_ROWS * (kv_heads + pieces), np.float32)
+        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales].
+        codes, scales = t.codes(head_dim), t.scales(head_dim)
+        self._keys = [self._part(0, t.dtype, 0, blocks, codes, True)]
+        self._values = [self._part(1, t.dtype, 0, blocks, codes, False)]
+        if scales:
+            at = size - blocks * LANES * scales * 2
+            self._keys.append(self._part(0, np.float16, at, blocks, scales, True))
+            self._values.append(self._part(1, np.float16, at, blocks, scales, True))
+
+    def _part(self, which: int, dtype: Any, offset: int, blocks: int, n: int, by_lane: bool) -> np.ndarray:
+        item = np.dtype(dtype).itemsize
+        position, column = (item, LANES * item) if by_lane else (n * item, item)
+        layers, _, kv_heads, _ = self.memory.shape
+        strides = (self.memory.strides[0], self.memory.strides[2], LANES * n * item, position, column)
+        start = which * self.memory.strides[1] + offset
+        return np.ndarray((layers, kv_heads, blocks, LANES, n), dtype, self.memory.reshape(-1), start, strides)
 
     def read(self, n: int) -> np.ndarray:
-        """The first n positions in plain order: [layers, 2, kv_heads, n, head_dim], a copy."""
+        """The rows of the first n positions, a copy: uint8 [layers, 2, kv_heads, n, row_bytes]."""
         blocks = -(-n // LANES)
-        keys = self.keys[:, :, :blocks].swapaxes(3, 4)
-        keys = keys.reshape(*keys.shape[:2], blocks * LANES, keys.shape[4])
-        return np.stack([keys[:, :, :n], self.values[:, :, :n]], axis=1)
+        both = []
+        for parts in (self._keys, self._values):
+            copies = [np.ascontiguousarray(part[:, :, :blocks]).view(np.uint8) for part in parts]
+            rows = np.concatenate(copies, axis=-1)
+            both.append(rows.reshape(*rows.shape[:2], blocks * LANES, rows.shape[-1])[:, :, :n])
+        return np.stack(both, axis=1)
 
-    def write(self, plain: np.ndarray) -> None:
+    def write(self, rows: np.ndarray) -> None:
         """Fill the first positions from what read() gave."""
-        n = plain.shape[3]
-        self.values[:, :, :n] = plain[:, 1]
-        for block in range(-(-n // LANES)):
-            positions = plain[:, 0, :, block * LANES : (block + 1) * LANES]
-            self.keys[:, :, block, :, : positions.shape[2]] = positions.swapaxes(2, 3)
+        n = rows.shape[3]
+        for i, parts in enumerate((self._keys, self._values)):
+            begin = 0
+            for part in parts:
+                end = begin + part.shape[-1] * part.itemsize
+                codes = np.ascontiguousarray(rows[:, i, :, :, begin:end]).view(part.dtype)
+                begin = end
+                for block in range(-(-n // LANES)):
+                    some = codes[:, :, block * LANES : (block + 1) * LANES]
+                    part[:, :, block, : some.shape[2]] = some

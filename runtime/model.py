@@ -20,6 +20,7 @@ from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.tokenizer import Tokenizer, load_tokenizer
 from lutra.runtime import memory
 from lutra.runtime import threads as threads_of_machine
+from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, ModelClosedError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 from lutra.runtime.graph import Graph, StateSymbol, Symbol
@@ -60,8 +61,8 @@ class Model:
         kv_type: str = "f32",
         engine: native.Engine | None = None,
     ):
-        if kv_type not in ("f32", "f16"):
-            raise ValueError(f"kv_type is f32 or f16, not {kv_type!r}")
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type is one of {', '.join(KV_TYPES)}, not {kv_type!r}")
         self.arch, self.config, self.weights, self.kv_type = arch, config, weights, kv_type
         self.engine = engine or native.Engine(threads_of_machine.default() if threads is None else threads)
         self.closed = False

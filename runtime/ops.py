@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.formats import Codebook, Coded, Packed, to_float32
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
@@ -45,11 +46,11 @@ INT8_PAD = 320  # int8 rows are padded to a multiple of this: of every format's 
 class State:
     """What a session is to the numpy reference: keys and values by layer, and the step's place in them.
 
-    kv_type: "f32" or "f16", how the cache stores them. Feed n tokens: call forward(), then ``advance(n)``.
+    kv_type: how the cache stores them, one of cache.KV_TYPES. Feed n tokens: call forward(), then ``advance(n)``.
     """
 
     def __init__(self, kv_type: str = "f32"):
-        self.dtype = {"f32": np.float32, "f16": np.float16}[kv_type]
+        self.type = KV_TYPES[kv_type]
         self.kv: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.pos = 0
         self.n_outputs = 1
@@ -239,7 +240,8 @@ def rope(x: Array, angles: Array, *, head_dim: int, interleaved: bool) -> Array:
 @op(lambda *_, **__: [], suffix=_kv_suffix)
 def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head_dim: int) -> None:
     """Write each row's keys and values, [rows, kv_heads * head_dim], at the row's position."""
-    new = [x.reshape(len(x), kv_heads, head_dim).astype(state.dtype) for x in (k, v)]
+    rows = [state.type.encode(x.reshape(len(x), kv_heads, head_dim)) for x in (k, v)]
+    new = [state.type.decode(x, head_dim) for x in rows]
     old = state.kv.get(layer, (new[0][:0], new[1][:0]))
     state.kv[layer] = tuple(np.concatenate([o[: state.pos], n]) for o, n in zip(old, new, strict=True))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lutra import native
 from lutra.runtime import memory
-from lutra.runtime.cache import Cache
+from lutra.runtime.cache import KV_TYPES, Cache
 from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
@@ -36,11 +36,10 @@ class Session:
     def __init__(self, model: Model, n_ctx: int | None = None):
         self.model = model
         c = model.config
-        dtype = np.dtype({"f32": np.float32, "f16": np.float16}[model.kv_type])
-        position = 2 * c.layers * c.kv_heads * c.head_dim * dtype.itemsize  # bytes
+        position = 2 * c.layers * c.kv_heads * KV_TYPES[model.kv_type].row_bytes(c.head_dim)  # bytes
         self.n_ctx = _context(n_ctx, c.n_ctx, position)
         self.tokens: list[int] = []
-        self._cache = Cache(c.layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx, dtype)
+        self._cache = Cache(model.kv_type, c.layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx)
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
         self._logits = np.empty((plan.output_rows, model.n_vocab), np.float32)
@@ -51,7 +50,7 @@ class Session:
     def _bind(self) -> None:
         step, ffi = self._step, native.ffi
         step.space[native.SCRATCH] = ffi.cast("void *", self.model.scratch_address)
-        spaces = {
+        spaces: dict[int, np.ndarray] = {
             native.IDS: self._ids,
             native.LOGITS: self._logits,
             native.KV: self._cache.memory,
@@ -168,7 +167,7 @@ class Session:
         n = len(tokens)
         if n > self.n_ctx:
             raise ContextLengthError(f"{path} holds {n} tokens, the context {self.n_ctx}")
-        due = self._cache.memory
+        due = self._cache.read(0)
         shape = (*due.shape[:3], n, due.shape[4])
         if tokens.shape != (n,) or kv.shape != shape or kv.dtype != due.dtype:
             raise CorruptModelError(f"{path}: a cache of {kv.dtype} {kv.shape} where {shape} is due")

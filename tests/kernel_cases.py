@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime import formats, ops
+from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.formats import Codebook, Coded, Packed, Planes
 
 Rng = np.random.Generator
@@ -405,7 +406,13 @@ def embed(rng: Rng, kernel: str) -> Iterator[Case]:
 
 # The cache
 
-KV_TYPES = {"f32": np.float32, "f16": np.float16}
+
+def stored(kv_type: str, x: np.ndarray) -> np.ndarray:
+    """The numbers that the cache holds for x."""
+    codec = KV_TYPES[kv_type]
+    return codec.decode(codec.encode(x), x.shape[-1])
+
+
 # heads, kv heads, head_dim
 HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2), (40, 1, 32), (2, 1, 300), (7, 1, 64)]
 
@@ -414,7 +421,7 @@ HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2)
 def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
     def case(label: str, k: np.ndarray, v: np.ndarray, kv_heads: int, pos: int) -> Case:
         head_dim = k.shape[1] // kv_heads
-        old = [normal(rng, pos, kv_heads, head_dim).astype(KV_TYPES[kv_type]) for _ in "kv"]
+        old = [stored(kv_type, normal(rng, pos, kv_heads, head_dim)) for _ in "kv"]
         attrs = {"layer": int(rng.integers(3)), "kv_heads": kv_heads, "head_dim": head_dim}
         return Case(label, ops.kv_append, (Rows(k), Rows(v), Session(kv_type, pos, 1, *old)), attrs)
 
@@ -442,7 +449,7 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         kind = ["mild", "sharp", "equal"][i % 3]  # sharp: nearly all weight on one position; equal: ties
         size = {"mild": 1.0, "sharp": 6.0, "equal": 0.0}[kind]
         q = normal(rng, n, heads * head_dim) * f32(size)
-        keys, values = (normal(rng, pos + n, kv_heads, head_dim).astype(KV_TYPES[kv_type]) for _ in "kv")
+        keys, values = (stored(kv_type, normal(rng, pos + n, kv_heads, head_dim)) for _ in "kv")
         attrs = {"layer": int(rng.integers(3)), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         attrs["scale"] = head_dim**-0.5
         args = (Rows(q), Session(kv_type, pos, 1, keys, values))

@@ -130,7 +130,7 @@ def test_a_verbs_help_fits_a_screen(lutra: Any, verb: str) -> None:
         (["run", "-t", "two"], "--threads: invalid integer value: 'two'"),
         (["run", "-t", "-2"], "-2 is less than 0"),
         (["run", "-n", "-7"], "-7 is less than 0"),
-        (["run", "--cache-type", "q4"], "invalid choice: 'q4'"),
+        (["run", "--cache-type", "q3"], "invalid choice: 'q3'"),
         (["run", "a", "-p", "b"], "more than one prompt"),
         (["run"], "there is no prompt"),
         (["convert"], "SRC"),
@@ -199,7 +199,7 @@ def test_flags_come_from_the_environment(lutra: Any, model: str) -> None:
     assert lutra("run", model, "x", *GREEDY, LUTRA_ARG_MODEL="nowhere") == lutra("run", "-m", model, "x", *GREEDY)
     assert " tokens · " in lutra("run", "-m", model, "x", *GREEDY, LUTRA_ARG_VERBOSE="on").err
     assert lutra("run", "-m", model, "x", *GREEDY, LUTRA_ARG_VERBOSE="0").err == ""
-    for name, value in {"VERBOSE": "maybe", "THREADS": "many", "CACHE_TYPE": "q4"}.items():
+    for name, value in {"VERBOSE": "maybe", "THREADS": "many", "CACHE_TYPE": "q3"}.items():
         code, out, err = lutra("run", "-m", model, "x", **{f"LUTRA_ARG_{name}": value})
         assert (code, out) == (2, "")
         assert err.startswith(f"error: LUTRA_ARG_{name}: ")
@@ -267,6 +267,10 @@ def test_sampling_flags_reach_the_sampler(lutra: Any, model: str) -> None:
     assert lutra("run", model, "Hi", "-n", "9", "--top-k", "1").out == lutra("run", model, "Hi", *GREEDY[:3], "9").out
     f16 = lutra("run", model, "Hi", *GREEDY, "--cache-type", "f16", "-t", "1", "-c", "99")
     assert f16.code == 0
+    q8 = lutra("run", model, "Hi", *GREEDY, "--cache-type", "q8")
+    assert q8 == lutra("run", model, "Hi", *GREEDY, "-ctk", "q8_0", "--cache-type-v", "q8")
+    assert lutra("run", model, "Hi", "-ctk", "q8_0", "-ctv", "f16").code == 2
+    assert lutra("run", model, "Hi", "-ctk", "iq4_nl").code == 2
 
 
 def test_a_model_suggests_and_flags_decide(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import tiny
 
 from lutra import native
 from lutra.runtime import formats
+from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 from lutra.runtime.model import Model, architecture
@@ -27,7 +28,7 @@ def test_plan_computes_what_forward_says(arch, format):
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
 def test_a_token_gets_the_same_bits_alone_and_in_a_batch(arch, format, kv_type):
     with tiny.model(arch, format, kv_type=kv_type) as m:
@@ -47,10 +48,20 @@ def test_threads_and_cpu_levels_do_not_change_a_bit(arch):
                 np.testing.assert_array_equal(other.session().logits(IDS), expected, err_msg=f"{level}, {threads}")
 
 
-def test_half_float_cache_is_close():
+@pytest.mark.parametrize(("kv_type", "most"), [("f32", 1e-5), ("f16", 1e-3), ("q8", 1e-2), ("q4", 0.1)])
+def test_plan_and_forward_store_the_same_cache(kv_type, most):
+    """But for numbers so close to the middle of two codes that they are rounded to either."""
+    with tiny.model(ARCHITECTURES[0], "f32", kv_type=kv_type) as m:
+        assert tiny.relative(m.session().logits(IDS), tiny.numpy_logits(m, IDS)) < most
+
+
+@pytest.mark.parametrize(("kv_type", "most"), [("f16", 2e-3), ("q8", 0.05), ("q4", 0.5)])
+def test_smaller_caches_are_close(kv_type, most):
     arch = ARCHITECTURES[0]
-    with tiny.model(arch, "f32") as m, tiny.model(arch, "f32", kv_type="f16") as half:
-        assert 0 < tiny.relative(half.session().logits(IDS), m.session().logits(IDS)) < 2e-3
+    with tiny.model(arch, "f32") as m, tiny.model(arch, "f32", kv_type=kv_type) as other:
+        assert 0 < tiny.relative(other.session().logits(IDS), m.session().logits(IDS)) < most
+        with pytest.raises(ValueError, match="kv_type is one of f32"):
+            Model(m.arch, m.config, m.weights, kv_type="q9", engine=m.engine)
 
 
 def test_unknown_architecture_is_refused_by_name():

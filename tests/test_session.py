@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from lutra.models import bitnet
+from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import (
     CancelledError,
     ContextLengthError,
@@ -97,6 +98,25 @@ def test_save_and_load(model, tmp_path):
     assert other.tokens == IDS
     np.testing.assert_array_equal(other.feed([7]), session.feed([7]))
     assert [f.name for f in tmp_path.iterdir()] == ["session"]
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_every_type_of_cache_forks_rewinds_and_is_saved(kv_type, tmp_path):
+    with tiny.model(bitnet, kv_type=kv_type) as m:
+        session, loaded = m.session(), m.session(40)
+        session.feed((IDS * 2)[:19])
+        session.save(tmp_path / "session")
+        loaded.load(tmp_path / "session")
+        fork = session.fork()
+        expected = session.feed([7, 8, 9]).copy()
+        for other in (fork, loaded):
+            np.testing.assert_array_equal(other.feed([7, 8, 9]), expected)
+        session.feed([3, 2, 1])
+        session.rewind(19)
+        np.testing.assert_array_equal(session.feed([7, 8, 9]), expected)
+    unlike = "f16" if kv_type == "f32" else "f32"
+    with tiny.model(bitnet, kv_type=unlike) as m, pytest.raises(LutraError, match="cache type"):
+        m.session().load(tmp_path / "session")
 
 
 def test_load_refuses_what_does_not_fit(model, tmp_path):

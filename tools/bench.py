@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 5,
         "head_dim": 128,
         "vocab_size": _LLAMA3_VOCAB,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 1 << 17,  # 4096 as released; more here, for --n-depth
         "hidden_act": "relu2",
         "tie_word_embeddings": True,
     },

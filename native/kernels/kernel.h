@@ -48,4 +48,5 @@ static inline void *lt_row(const lt_op *op, const lt_step *step, int arg, int64_
 }
 
 static inline int32_t lt_min(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t lt_max(int32_t a, int32_t b) { return a > b ? a : b; }
 static inline int32_t lt_ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }

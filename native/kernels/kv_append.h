@@ -1,20 +1,27 @@
 /* kv_append(k, v; layer, kv_heads, head_dim): writes each row's keys and values at the row's position. */
 #include "kv_cache.h"
 
-static void convert(KV_TYPE *to, const float *from, int32_t n) {
-    int32_t i = 0;
-    for (; i + 16 <= n; i += 16) KV_STORE(to + i, vload(from + i));
-    if (i < n) KV_STOREN(to + i, vloadn(from + i, n - i), n - i);
-}
+enum { CODE = KV_BYTES / 16, MOST = 32 / KV_HALVES }; /* bytes of a code, or of those that share one; in 32 columns */
 
-/* One position's keys go to one lane of their block's vectors. */
-static void scatter(KV_TYPE *keys, int32_t position, const float *from, int32_t n) {
-    KV_TYPE *lane = keys + (int64_t)(position / LANES) * LANES * n + position % LANES;
-    KV_TYPE converted[16];
-    for (int32_t i = 0; i < n; i += 16) {
-        const int32_t count = lt_min(16, n - i);
-        convert(converted, from + i, count);
-        for (int32_t j = 0; j < count; j++) lane[(int64_t)(i + j) * LANES] = converted[j];
+static void append_head(const kv_head *cache, int32_t position, const float *k, const float *v, int32_t n) {
+    const int32_t columns = kv_columns(n), rows = columns / KV_HALVES, lane = position % LANES;
+    for (int32_t c = 0; c < n; c += 32) {
+        const int32_t row = c / KV_HALVES, codes = lt_min(MOST, rows - row);
+        _Alignas(64) uint8_t key_codes[MOST * CODE], value_codes[MOST * CODE];
+        float x[32] = {0};
+        memcpy(x, k + c, (size_t)lt_min(32, n - c) * sizeof *x);
+        const uint16_t key_scale = kv_encode(key_codes, x);
+        memcpy(x, v + c, (size_t)lt_min(32, n - c) * sizeof *x);
+        const uint16_t value_scale = kv_encode(value_codes, x);
+
+        uint8_t *to = cache->keys.codes + ((int64_t)(position / LANES) * rows + row) * KV_BYTES + lane * CODE;
+        for (int32_t i = 0; i < codes; i++) memcpy(to + (int64_t)i * KV_BYTES, key_codes + i * CODE, CODE);
+        memcpy(cache->values.codes + position * kv_row_bytes(columns) + row * CODE, value_codes, (size_t)codes * CODE);
+        if (KV_GROUP) {
+            const int64_t at = ((int64_t)(position / LANES) * kv_groups(columns) + c / 32) * LANES + lane;
+            cache->keys.scales[at] = key_scale;
+            cache->values.scales[at] = value_scale;
+        }
     }
 }
 
@@ -22,11 +29,9 @@ static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end
     const int32_t layer = op->dim[0], kv_heads = op->dim[1], n = op->dim[2];
     for (int32_t row = begin; row < end; row++) {
         const float *k = lt_row(op, step, 0, row), *v = lt_row(op, step, 1, row);
-        const int32_t position = step->pos + row;
         for (int32_t h = 0; h < kv_heads; h++) {
-            kv_head cache = kv_head_at(step, layer, kv_heads, h, n);
-            scatter(cache.keys, position, k + h * n, n);
-            convert(cache.values + (int64_t)position * n, v + h * n, n);
+            const kv_head cache = kv_head_at(step, layer, kv_heads, h, kv_columns(n));
+            append_head(&cache, step->pos + row, k + h * n, v + h * n, n);
         }
     }
 }

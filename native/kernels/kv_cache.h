@@ -1,18 +1,28 @@
 /* A session's memory, which runtime/cache.py makes.
  *
- * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values.
+ * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values. A head's codes come first, then,
+ * for types that have them, its scales. `columns` is head_dim rounded up; what is added to it is 0.
  *
- *     keys    [position / 16][head_dim][16 positions]   a query meets sixteen positions in one vector, with no sum across
- *     values  [position][head_dim]
+ *     codes of keys    [position / 16][columns][16 positions]   a query meets sixteen positions in one vector
+ *     codes of values  [position][columns]
+ *     scales of both   [position / 16][columns / 32][16 positions], half floats
  *
- * Both have room for n_ctx positions, n_ctx rounded up to a multiple of 16.
+ * There is room for n_ctx positions, n_ctx rounded up to a multiple of 16. Where two codes share a byte, it is column
+ * c's and column c + 16's of the same 32, and there are half as many columns of bytes.
  *
  * LT_WORK: what attention lays aside during a step of at most SPLIT_ROWS rows.
  *
- *     counts  int32 [SPLIT_ROWS * kv_heads]             how many spans are done, of some rows' queries; 0 between steps
- *     pieces  float [rows][heads][spans][head_dim + 2]  what each span has given: attention.h
+ *     counts  int32 [SPLIT_ROWS * kv_heads]            how many spans are done, of some rows' queries; 0 between steps
+ *     pieces  float [rows][heads][spans][columns + 2]  what each span has given: attention.h
  *
- * Include after defining KV_TYPE, KV_LOAD, KV_LOADN, KV_STORE, KV_STOREN. */
+ * Include after one kv_<type>.h, which says what a code is:
+ *
+ *     KV_BYTES   that sixteen codes are loaded from
+ *     KV_HALVES  how many times sixteen these bytes hold
+ *     KV_GROUP   columns that share a scale, 0: there are no scales
+ *     kv_load    sixteen codes of one half, as floats
+ *     kv_encode  32 floats to codes; returns the scale
+ */
 #pragma once
 #include "f32x16.h"
 #include "kernel.h"
@@ -24,11 +34,27 @@ enum {
 };
 
 typedef struct {
-    KV_TYPE *keys, *values;
+    uint8_t *codes;
+    uint16_t *scales;
+} kv_codes;
+
+typedef struct {
+    kv_codes keys, values;
 } kv_head;
 
-static inline kv_head kv_head_at(const lt_step *step, int32_t layer, int32_t kv_heads, int32_t head, int32_t head_dim) {
-    const int64_t size = (int64_t)lt_ceil_div(step->n_ctx, LANES) * LANES * head_dim; /* of one head */
-    KV_TYPE *keys = (KV_TYPE *)step->space[LT_KV] + (2 * (int64_t)layer * kv_heads + head) * size;
-    return (kv_head){keys, keys + kv_heads * size};
+static inline int32_t kv_columns(int32_t head_dim) { return lt_ceil_div(head_dim, 16 * KV_HALVES) * 16 * KV_HALVES; }
+static inline int32_t kv_groups(int32_t columns) { return KV_GROUP ? lt_ceil_div(columns, KV_GROUP) : 0; }
+static inline int64_t kv_row_bytes(int32_t columns) { return (int64_t)columns / 16 / KV_HALVES * KV_BYTES; }
+
+static inline kv_head kv_head_at(const lt_step *step, int32_t layer, int32_t kv_heads, int32_t head, int32_t columns) {
+    const int64_t positions = (int64_t)lt_ceil_div(step->n_ctx, LANES) * LANES;
+    const int64_t codes = positions * kv_row_bytes(columns), size = codes + positions * kv_groups(columns) * 2;
+    uint8_t *keys = (uint8_t *)step->space[LT_KV] + (2 * (int64_t)layer * kv_heads + head) * size;
+    uint8_t *values = keys + kv_heads * size;
+    return (kv_head){{keys, (uint16_t *)(keys + codes)}, {values, (uint16_t *)(values + codes)}};
+}
+
+/* The scales of sixteen positions, from a multiple of 16 on. */
+static inline const uint16_t *kv_scales(const kv_codes *of, int64_t position, int32_t column, int32_t columns) {
+    return of->scales + (position / LANES * kv_groups(columns) + column / (KV_GROUP ? KV_GROUP : 1)) * LANES;
 }
