@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
             self._check_value(action, value)
         except argparse.ArgumentError as error:
             self.error(f"{variable}: {error.message}")
-        return [value] if isinstance(action.default, list) else value
+        return [value] if isinstance(action, argparse._AppendAction) else value
 
     def _boolean(self, action: argparse.Action, variable: str, text: str) -> Any:
         if text.lower() not in TRUE + FALSE:
