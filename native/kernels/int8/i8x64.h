@@ -357,7 +357,7 @@ LT_INLINE void unpair(narrow *first, narrow *second) {
 #else /* products added up in 16 bits */
 #define LT_SDOT 0
 #define SAFE_STEPS(weight) (32767 / (127 * (weight)))
-#define TILE_TOKENS 2
+#define TILE_TOKENS 3
 typedef struct {
     int16x8_t low[4], high[4]; /* two rows each */
 } narrow;
