@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the library for 64-bit ARM and runs the given tests under emulation: as a Cortex-A72 (Raspberry Pi 4: NEON)
-# and as a Cortex-A76 (Raspberry Pi 5: NEON and dot products). `make arm` calls it from the top folder.
+# Builds the library for 64-bit ARM and runs the given tests under emulation: as a Cortex-A72 (Raspberry Pi 4: NEON),
+# as a Cortex-A76 (Raspberry Pi 5: NEON and dot products), and with 8-bit matrix products. `make arm` calls it from the
+# top folder.
 #
 # The aarch64 Python is unpacked from Debian packages and never installed; nothing but the tests is emulated.
 # mmdebstrap needs root, or user namespaces. MIRROR and RELEASE choose the Debian archive.
@@ -34,7 +35,7 @@ emulated() { # emulated <cpu> <arguments of python>
         qemu-aarch64-static -cpu "$cpu" "$root/usr/bin/python3" "$@"
 }
 
-for cpu in cortex-a72:neon cortex-a76:neon,dotprod; do
+for cpu in cortex-a72:neon cortex-a76:neon,dotprod max,sve=off:neon,dotprod,i8mm; do
     emulated "${cpu%:*}" -c "
 from lutra import native
 found = ','.join(native.cpu_features())

@@ -269,7 +269,7 @@ def synthetic(shape: str, format: str, head: str = "q8", *, n_ctx: int = 0, **op
     return Model(arch, config, weights, **options)
 
 
-_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01, "columns": 1}
+_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01, "columns": 1, "table": 64, "digits": 1}
 
 
 def _noise(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Packed:

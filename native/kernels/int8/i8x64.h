@@ -22,7 +22,8 @@
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product. SPAN:
- * the steps whose activations one load brings. */
+ * the steps whose activations one load brings. PAIRED: a panel's steps are put together by twos, rows of 8 bytes (u8pair),
+ * that meet two tokens at once (dot8); unpair gives each its sums. */
 #pragma once
 #include "../f32x16.h"
 #include "../kernel.h"
@@ -275,7 +276,7 @@ LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, x.q[q] >> vdupq_n_s
 #define LT_SDOT 1
 #define SAFE_STEPS(weight) INT32_MAX
 #define TILE_TOKENS 4
-#define SPAN 4
+#define SPAN 4 /* rows of codes are padded with 0 to a multiple of it */
 typedef i32x16 narrow;
 typedef struct {
     int8x16_t codes;
@@ -323,11 +324,53 @@ LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
     }
 }
 LT_INLINE narrow dot4of(narrow sums, u8x64 w, i8run run, int i) { return dot4(sums, w, i8step(run, i)); }
+/* p, once the sums are there: or gcc loads more weights ahead than there are registers for. */
+LT_INLINE const uint8_t *after(const uint8_t *p, narrow sums) {
+    __asm__("" : "+r"(p) : "w"(sums.q[0]));
+    return p;
+}
 LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define PAIRED 1
+typedef int8x16_t i8pair; /* 8 activations each of two tokens */
+LT_INLINE void i8load_pairs(const int8_t *p, int64_t stride, i8pair pairs[2]) {
+    const int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(p)), b = vreinterpretq_s64_s8(vld1q_s8(p + stride));
+    pairs[0] = vreinterpretq_s8_s64(vzip1q_s64(a, b));
+    pairs[1] = vreinterpretq_s8_s64(vzip2q_s64(a, b));
+}
+LT_INLINE uint8x16_t row_pair(uint8x16_t v, uint8x16_t w, int second) {
+    const uint32x4_t a = vreinterpretq_u32_u8(v), b = vreinterpretq_u32_u8(w);
+    return vreinterpretq_u8_u32(second ? vzip2q_u32(a, b) : vzip1q_u32(a, b));
+}
+LT_INLINE void u8pair(uint8_t *first, uint8_t *second) {
+    const u8x64 v = u8load(first), w = u8load(second);
+    for (int q = 0; q < 4; q++) {
+        vst1q_u8(first + 16 * q, row_pair(v.q[q / 2], w.q[q / 2], q % 2));
+        vst1q_u8(second + 16 * q, row_pair(v.q[2 + q / 2], w.q[2 + q / 2], q % 2));
+    }
+}
+LT_INLINE narrow dot8(narrow sums, u8x64 w, i8pair a) { /* 2 rows times 2 tokens in every quarter */
+#ifdef __clang__
+    LT_QUARTERS(narrow, vmmlaq_s32(sums.q[q], vreinterpretq_s8_u8(w.q[q]), a));
+#else
+    for (int q = 0; q < 4; q++) __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sums.q[q]) : "w"(w.q[q]), "w"(a));
+    return sums;
+#endif
+}
+LT_INLINE void unpair(narrow *first, narrow *second) {
+    const narrow v = *first, w = *second;
+    for (int h = 0; h < 2; h++) {
+        first->q[h] = vuzp1q_s32(v.q[2 * h], v.q[2 * h + 1]);
+        second->q[h] = vuzp2q_s32(v.q[2 * h], v.q[2 * h + 1]);
+        first->q[2 + h] = vuzp1q_s32(w.q[2 * h], w.q[2 * h + 1]);
+        second->q[2 + h] = vuzp2q_s32(w.q[2 * h], w.q[2 * h + 1]);
+    }
+}
+#endif
 #else /* products added up in 16 bits */
 #define LT_SDOT 0
 #define SAFE_STEPS(weight) (32767 / (127 * (weight)))
-#define TILE_TOKENS 2
+#define TILE_TOKENS 3
 typedef struct {
     int16x8_t low[4], high[4]; /* two rows each */
 } narrow;
@@ -476,6 +519,9 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) {
 #ifndef NEGATIVE_BITS
 #define CHAINS 8
 #define NEGATIVE_BITS 0
+#endif
+#ifndef PAIRED
+#define PAIRED 0
 #endif
 #ifndef SPAN
 #define SPAN 1

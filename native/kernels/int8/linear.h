@@ -66,31 +66,43 @@ static inline void block_times_token(const lt_op *op, const lt_step *step, const
 #endif
 }
 
-/* Steps of a panel times `tokens` tokens. */
+#if SPAN > 1
+/* SPAN steps of a panel times `tokens` tokens. */
+LT_INLINE void tile_span(const uint8_t weights[][TILE_BLOCKS][VECTOR], const int8_t *codes, int64_t stride, int tokens,
+                         narrow sums[][TILE_BLOCKS]) {
+#if PAIRED
+    i8pair a[TILE_TOKENS / 2][SPAN / 2]; /* an odd token meets itself */
+    for (int t = 0; t < tokens; t += 2) i8load_pairs(codes + t * stride, t + 1 < tokens ? stride : 0, a[t / 2]);
+    for (int i = 0; i < SPAN; i += 2)
+        for (int h = 0; h < 2; h++) {
+            const u8x64 w = u8load(weights[i + h][0]);
+            for (int t = 0; t < tokens; t += 2) sums[t + h][0] = dot8(sums[t + h][0], w, a[t / 2][i / 2]);
+        }
+#else
+    i8run a[TILE_TOKENS];
+    for (int t = 0; t < tokens; t++) a[t] = i8load(codes + t * stride, SPAN);
+#pragma GCC unroll 4
+    for (int i = 0; i < SPAN; i++)
+        for (int b = 0; b < TILE_BLOCKS; b++) {
+            const u8x64 w = u8load(after(weights[i][b], sums[0][b]));
+            for (int t = 0; t < tokens; t++) sums[t][b] = dot4of(sums[t][b], w, a[t], i);
+        }
+#endif
+}
+#endif
+
+/* Steps of a panel, a multiple of SPAN, times `tokens` tokens. */
 LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes,
                           int64_t stride, int tokens, narrow result[TILE_TOKENS][TILE_BLOCKS]) {
     narrow sums[TILE_TOKENS][TILE_BLOCKS]; /* in registers, as long as every loop over it is unrolled */
 #pragma GCC unroll 12
-    for (int t = 0; t < tokens; t++)
+    for (int t = 0; t < tokens + (PAIRED && tokens % 2); t++)
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
-    int32_t s = 0;
 #if SPAN > 1
-    for (; s + SPAN <= steps; s += SPAN) {
-        i8run a[TILE_TOKENS];
-#pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++) a[t] = i8load(codes + t * stride + s * STEP, SPAN);
-#pragma GCC unroll 4
-        for (int i = 0; i < SPAN; i++)
-#pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) {
-                const u8x64 w = u8load(weights[s + i][b]);
-#pragma GCC unroll 12
-                for (int t = 0; t < tokens; t++) sums[t][b] = dot4of(sums[t][b], w, a[t], i);
-            }
-    }
-#endif
-    for (; s < steps; s++) {
+    for (int32_t s = 0; s < steps; s += SPAN) tile_span(weights + s, codes + s * STEP, stride, tokens, sums);
+#else
+    for (int32_t s = 0; s < steps; s++) {
         u8x64 w[TILE_BLOCKS];
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);
@@ -101,6 +113,10 @@ LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t 
             for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
         }
     }
+#endif
+#if PAIRED
+    for (int t = 0; t < tokens; t += 2) unpair(&sums[t][0], &sums[t + 1][0]);
+#endif
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
@@ -139,7 +155,7 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const panel wei
                            int32_t token, int tokens, result y[]) {
     const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * COLUMNS;
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, sums);
+    tile(weights, lt_ceil_div(chunks * STEPS, SPAN) * SPAN, codes, op->arg[1].stride, tokens, sums);
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
@@ -176,6 +192,14 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
         TILES_OF(1, __VA_ARGS__);               \
     } while (0)
 
+/* A panel of so many steps as tiles want it: up to a whole span, and in pairs. */
+LT_INLINE void finish_panel(panel weights, int32_t steps) {
+    for (int32_t s = steps; s % SPAN != 0; s++) memset(weights[s], 0, sizeof weights[s]); /* codes are 0 */
+#if PAIRED
+    for (int32_t s = 0; s < steps; s += 2) u8pair(weights[s][0], weights[s + 1][0]);
+#endif
+}
+
 /* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
 static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t blocks,
                                int32_t token, int32_t tokens) {
@@ -190,6 +214,7 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
         for (int32_t c = 0; c < chunks; c++)
             for (int32_t b = 0; b < TILE_BLOCKS; b++)
                 decode(f, 0, chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
+        finish_panel(weights, chunks * STEPS);
         TILES(weights, first, chunks);
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
@@ -209,6 +234,7 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
                 grids[b] = grid_at(f, at, g, p);
                 for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, b);
             }
+            finish_panel(weights, chunks * STEPS);
             TILES(f, weights, grids, g, chunks);
         }
     }
