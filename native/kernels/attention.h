@@ -17,10 +17,12 @@ enum {
     QUERIES = 32, /* that meet a tile before the next one comes */
     WIDEST = 256, /* columns; wider heads come query by query and WIDEST columns of values at a time */
     Q_STRIDE = WIDEST + LANES, /* floats between queries: no multiple of 1 KiB, which would share few lines of L1 */
-#if defined(__AVX512F__) && !defined(LT_PLAIN)
-    ABREAST = 8, BLOCKS = 2, /* queries and vectors of keys or values at a time: 16 sums of 32 registers */
+#if defined(LT_PLAIN)
+    ABREAST = 1, BLOCKS = 1, /* queries and vectors of keys or values at a time */
+#elif defined(__AVX512F__)
+    ABREAST = 8, BLOCKS = 2, /* 16 sums of 32 registers */
 #else
-    ABREAST = 4, BLOCKS = 1,
+    ABREAST = 4, BLOCKS = 1, /* 4 sums of 8 registers */
 #endif
     FEW = 4, /* queries at a time that wait for memory */
 };
@@ -73,11 +75,12 @@ static inline int32_t abreast(int32_t left) {
     while (n > left) n /= 2;
     return n;
 }
+#define UP_TO(n) ((n) < ABREAST ? (n) : ABREAST)
 #define AT_A_TIME(n, call)                                                                                      \
     switch (n) {                                                                                                \
-    case 8: call(ABREAST); break;                                                                               \
-    case 4: call(4); break;                                                                                     \
-    case 2: call(2); break;                                                                                     \
+    case 8: call(UP_TO(8)); break;                                                                              \
+    case 4: call(UP_TO(4)); break;                                                                              \
+    case 2: call(UP_TO(2)); break;                                                                              \
     default: call(1);                                                                                           \
     }
 
@@ -151,7 +154,7 @@ static void score_tile(const batch *s, scores score, const kv_head *cache, int64
             m = abreast(s->count - j);
 #define ALL_BLOCKS(queries) score_blocks(to, q, cache, at + b * LANES, columns, queries, BLOCKS)
 #define LAST_BLOCK(queries) score_blocks(to, q, cache, at + b * LANES, columns, queries, 1)
-            if (b + BLOCKS <= blocks) AT_A_TIME(m, ALL_BLOCKS)
+            if (BLOCKS == 1 || b + BLOCKS <= blocks) AT_A_TIME(m, ALL_BLOCKS)
             else AT_A_TIME(m, LAST_BLOCK)
         }
 }
@@ -230,7 +233,7 @@ static void attend_tile(batch *s, const slab *of, float scale, int64_t at) {
                           kv_groups(of->columns) * LANES);
         float(*weight)[TILE] = KV_GROUP ? scaled : score;
         m = lt_min(BLOCKS, of->vectors - i);
-        if (m == BLOCKS) blend_tile(s, weight, keep, from, stride, i * 16, BLOCKS, BLOCKS == 1 ? vector % KV_HALVES : 0);
+        if (BLOCKS > 1 && m == BLOCKS) blend_tile(s, weight, keep, from, stride, i * 16, BLOCKS, 0);
         else blend_tile(s, weight, keep, from, stride, i * 16, 1, vector % KV_HALVES);
     }
 }
