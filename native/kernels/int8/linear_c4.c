@@ -49,14 +49,15 @@ LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float
     return vfma(vmul(vset1(act_scale), w.scale), dot, y);
 }
 
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
+                                 int64_t ahead) {
     const u8x16 table = u8table(f->table + p * 16);
     const int32_t safe = SAFE_STEPS(MOST);
     i32x16 total = izero();
     narrow sums[2] = {nzero(), nzero()};
     for (int32_t s = 0; s < chunks * STEPS; s += 2) {
         const u8x64 bytes = u8load(data + s * 32);
-        __builtin_prefetch(data + s * 32 + PREFETCH);
+        __builtin_prefetch(data + s * 32 + ahead);
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
             sums[i] = dot4at(sums[i], u8lookup(table, u8down(bytes, 4, i)), codes + (s + i) * 4);

@@ -3,10 +3,9 @@
 #pragma once
 #include "i8x64.h"
 
-enum { PREFETCH = 2048 /* bytes ahead */ };
-
 /* One plane of one block, over chunks `stride` bytes apart, times one token. */
-LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks, int width) {
+LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks,
+                            int64_t ahead, int width) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
     const int sums = in_place ? fields : 1;
     const int32_t safe = SAFE_STEPS((1 << width) - 1) / 8;
@@ -24,7 +23,7 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
             for (int v = 0; v < width; v++) {
                 const uint8_t *at = data + c * stride + v * 64;
                 const u8x64 bytes = u8load(at);
-                __builtin_prefetch(at + PREFETCH);
+                __builtin_prefetch(at + ahead);
 #pragma GCC unroll 8
                 for (int i = 0; i < fields; i++)
                     part[in_place ? i : 0] =

@@ -16,7 +16,7 @@
 
 #define WHOLE 1
 
-enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2, PREFETCH = 2048 /* bytes ahead */ };
+enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2 };
 
 typedef struct {
     const uint8_t *data; /* [blocks][chunks][16 rows][4] */
@@ -34,10 +34,10 @@ static inline const uint8_t *chunk_at(const format *f, int32_t block, int32_t ch
 
 #if WHOLE_BYTES
 /* A chunk, with the codes from `first` on. */
-LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run codes, int first) {
+LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run codes, int first, int64_t ahead) {
     const u8x64 bytes = u8load(data);
     u8x64 u = SIGNED_WEIGHTS ? u8signed(bytes) : bytes;
-    __builtin_prefetch(data + PREFETCH);
+    __builtin_prefetch(data + ahead);
 #pragma GCC unroll 5
     for (int d = 0; d < STEPS; d++) {
         const i8x4 a = i8step(codes, first + d);
@@ -49,7 +49,8 @@ LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run
 
 /* With unsigned bytes u = f + 128 both sums gain 128
  * times the codes' sum, so their combination gains 256 times it: what row_finish takes off. */
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
+                                 int64_t ahead) {
     (void)f, (void)p;
     narrow now[STEPS], next[STEPS];
 #pragma GCC unroll 5
@@ -58,10 +59,10 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
     for (; c + SPAN <= chunks; c += SPAN) {
         const i8run run = i8load(codes + c * COLUMNS, SPAN * STEPS);
 #pragma GCC unroll 4
-        for (int i = 0; i < SPAN; i++) chunk_dot(now, next, data + (int64_t)(c + i) * BYTES, run, i * STEPS);
+        for (int i = 0; i < SPAN; i++) chunk_dot(now, next, data + (int64_t)(c + i) * BYTES, run, i * STEPS, ahead);
     }
     for (; SPAN > 1 && c < chunks; c++)
-        chunk_dot(now, next, data + (int64_t)c * BYTES, i8load(codes + c * COLUMNS, STEPS), 0);
+        chunk_dot(now, next, data + (int64_t)c * BYTES, i8load(codes + c * COLUMNS, STEPS), 0, ahead);
     i32x16 total = izero(), rest = izero();
 #pragma GCC unroll 5
     for (int d = 0; d < lt_min(STEPS, CHAINS); d++) {
@@ -71,7 +72,8 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
     return ishr(isub(iadd(iadd(total, total), total), rest), 8);
 }
 #else
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
+                                 int64_t ahead) {
     (void)f, (void)p;
     const int32_t safe = SAFE_STEPS(MOST) / STEPS;
     i32x16 total = izero();
@@ -80,7 +82,7 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
         narrow sums = nzero();
         for (; c < stop; c++) {
             u8x64 fraction = u8fraction(u8load(data + (int64_t)c * BYTES));
-            __builtin_prefetch(data + (int64_t)c * BYTES + PREFETCH);
+            __builtin_prefetch(data + (int64_t)c * BYTES + ahead);
 #pragma GCC unroll 5
             for (int d = 0; d < STEPS; d++) {
                 sums = dot4at(sums, u8trit(fraction), codes + c * COLUMNS + d * 4);

@@ -10,11 +10,12 @@ enum { PANEL = WHOLE ? 16 : 4, MOST = (1 << BITS) - 1 };
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks) {
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
+                                 int64_t ahead) {
     (void)f, (void)p;
-    const i32x16 low = plane_dot(data, BYTES, codes, chunks, LOW);
+    const i32x16 low = plane_dot(data, BYTES, codes, chunks, ahead, LOW);
     if (HIGH == 0) return low;
-    return iadd(low, ishl(plane_dot(data + LOW * 64, BYTES, codes, chunks, HIGH ? HIGH : 1), LOW));
+    return iadd(low, ishl(plane_dot(data + LOW * 64, BYTES, codes, chunks, ahead, HIGH ? HIGH : 1), LOW));
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
