@@ -2,4 +2,6 @@
 #define WHOLE 0
 #include "uniform.h"
 
-LT_KERNEL(linear_b1, linear_units, linear_run);
+#include "lut.h"
+
+LT_KERNEL(linear_b1, linear_units, lut_run);

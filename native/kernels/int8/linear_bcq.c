@@ -64,5 +64,6 @@ LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t t
 }
 
 #include "linear.h"
+#include "lut.h"
 
-LT_KERNEL(linear_bcq, linear_units, linear_run);
+LT_KERNEL(linear_bcq, linear_units, lut_run);
