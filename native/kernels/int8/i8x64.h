@@ -21,7 +21,8 @@
  *
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
- * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product. SPAN:
+ * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product, and
+ * there is room for those of STREAMS blocks with one token. SPAN:
  * the steps whose activations one load brings. PAIRED: a panel's steps are put together by twos, rows of 8 bytes (u8pair),
  * that meet two tokens at once (dot8); unpair gives each its sums. */
 #pragma once
@@ -29,6 +30,8 @@
 #include "../kernel.h"
 
 #define LT_INLINE static inline __attribute__((always_inline))
+
+enum { PREFETCH = 2048 }; /* bytes ahead of what is read, in each of the streams */
 
 #if defined(__AVX512VNNI__) && !defined(LT_PLAIN)
 
@@ -43,6 +46,7 @@ typedef __m512i narrow;
 #define SAFE_STEPS(weight) INT32_MAX
 #define TILE_TOKENS 12
 #define TILE_BLOCKS 2
+#define STREAMS 2
 
 LT_INLINE u8x64 u8load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 LT_INLINE void u8store(uint8_t *p, u8x64 v) { _mm512_storeu_si512(p, v); }
@@ -516,6 +520,9 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) {
 }
 #endif
 
+#ifndef STREAMS
+#define STREAMS 1
+#endif
 #ifndef NEGATIVE_BITS
 #define CHAINS 8
 #define NEGATIVE_BITS 0

@@ -10,17 +10,18 @@
  *     PANEL                   chunks that are decoded at a time: no fewer than a group has
  *     MOST                    the largest weight in a panel
  *     format                  a struct of its own, and how it is read: format_open(op, step)
- *     decode(f, p, data, to, b)                one chunk into a panel
- *     chunks_dot(f, p, data, codes, chunks)    the sums of several chunks, with one token
+ *     decode(f, p, data, to, b)   one chunk into a panel
  *
  * and, if its integers are summed over a whole row before anything becomes a float (WHOLE),
  *
  *     chunk_at(f, block, c)   where a chunk lies
+ *     blocks_dot(f, block, blocks, codes, dots)   the sums of one or BLOCKS_PER_PART blocks, with one token
  *     row_finish(f, sums, block, act_scale, act_sum)
  *
  * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
  *     group, planes           of f: chunks that share an activation scale; planes
+ *     chunks_dot(f, p, data, codes, chunks, ahead)   the sums of a plane's chunks, with one token
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
@@ -31,7 +32,6 @@ enum {
     STEP = 4,                /* columns */
     VECTOR = 64,             /* bytes */
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
-    PREFETCH = 2048,         /* bytes */
     BATCH = 16 * TILE_TOKENS /* tokens that share one decoding */
 };
 
@@ -48,16 +48,17 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
     return *(const float *)(row + token * op->arg[arg].stride + group * (int64_t)sizeof(float));
 }
 
-/* Some blocks times one token, group by group side by side: memory is read faster as two streams. */
+/* Some blocks times one token, side by side: memory is read faster as two streams. */
 static inline void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first,
                                       int32_t blocks) {
     const int8_t *codes = lt_row(op, step, 1, 0);
     const float *act_scale = lt_row(op, step, 2, 0), *act_sum = lt_row(op, step, 3, 0);
 #if WHOLE
-    for (int32_t b = first; b < first + blocks; b++) { /* one stream: stopping between two costs more than it gains */
-        const i32x16 sums = chunks_dot(f, 0, chunk_at(f, b, 0), codes, f->chunks, PREFETCH);
-        store_rows(op, step, 0, b, row_finish(f, sums, b, *act_scale, *act_sum));
-    }
+    i32x16 sums[BLOCKS_PER_PART];
+    if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
+    else blocks_dot(f, first, 1, codes, sums);
+    for (int32_t b = 0; b < blocks; b++)
+        store_rows(op, step, 0, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
 #else
     f32x16 y[BLOCKS_PER_PART];
     for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);

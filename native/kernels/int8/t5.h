@@ -47,42 +47,57 @@ LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run
     }
 }
 
-/* With unsigned bytes u = f + 128 both sums gain 128
- * times the codes' sum, so their combination gains 256 times it: what row_finish takes off. */
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
-                                 int64_t ahead) {
-    (void)f, (void)p;
-    narrow now[STEPS], next[STEPS];
+/* Blocks side by side. With unsigned bytes u = f + 128 both sums gain 128 times the codes' sum, so their combination
+ * gains 256 times it: what row_finish takes off. */
+LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const int8_t *codes, i32x16 dots[]) {
+    enum { FIRST = CHAINS < STEPS ? CHAINS : STEPS };
+    const uint8_t *data = chunk_at(f, block, 0);
+    const int64_t apart = f->chunks * (int64_t)BYTES;
+    narrow now[STREAMS][FIRST], next[STREAMS][FIRST];
+#pragma GCC unroll 2
+    for (int s = 0; s < streams; s++)
 #pragma GCC unroll 5
-    for (int d = 0; d < lt_min(STEPS, CHAINS); d++) now[d] = next[d] = nzero();
+        for (int d = 0; d < FIRST; d++) now[s][d] = next[s][d] = nzero();
     int32_t c = 0;
-    for (; c + SPAN <= chunks; c += SPAN) {
-        const i8run run = i8load(codes + c * COLUMNS, SPAN * STEPS);
+    for (int near_end = 0; near_end < 2; near_end++) { /* there, what comes next lies behind the last block */
+        const int64_t ahead = PREFETCH + (near_end ? (streams - 1) * apart : 0);
+        const int32_t stop = near_end ? f->chunks : f->chunks - PREFETCH / BYTES;
+        for (; c + SPAN <= stop; c += SPAN) {
+            const i8run run = i8load(codes + c * COLUMNS, SPAN * STEPS);
 #pragma GCC unroll 4
-        for (int i = 0; i < SPAN; i++) chunk_dot(now, next, data + (int64_t)(c + i) * BYTES, run, i * STEPS, ahead);
+            for (int i = 0; i < SPAN; i++, data += BYTES)
+#pragma GCC unroll 2
+                for (int s = 0; s < streams; s++)
+                    chunk_dot(now[s], next[s], data + s * apart, run, i * STEPS, ahead);
+        }
     }
-    for (; SPAN > 1 && c < chunks; c++)
-        chunk_dot(now, next, data + (int64_t)c * BYTES, i8load(codes + c * COLUMNS, STEPS), 0, ahead);
-    i32x16 total = izero(), rest = izero();
+    for (; SPAN > 1 && c < f->chunks; c++, data += BYTES) {
+        const i8run run = i8load(codes + c * COLUMNS, STEPS);
+#pragma GCC unroll 2
+        for (int s = 0; s < streams; s++) chunk_dot(now[s], next[s], data + s * apart, run, 0, PREFETCH);
+    }
+#pragma GCC unroll 2
+    for (int s = 0; s < streams; s++) {
+        i32x16 total = izero(), rest = izero();
 #pragma GCC unroll 5
-    for (int d = 0; d < lt_min(STEPS, CHAINS); d++) {
-        total = widen(total, now[d]);
-        rest = widen(rest, next[d]);
+        for (int d = 0; d < FIRST; d++) {
+            total = widen(total, now[s][d]);
+            rest = widen(rest, next[s][d]);
+        }
+        dots[s] = ishr(isub(iadd(iadd(total, total), total), rest), 8);
     }
-    return ishr(isub(iadd(iadd(total, total), total), rest), 8);
 }
 #else
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
-                                 int64_t ahead) {
-    (void)f, (void)p;
+LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const int8_t *codes, i32x16 dots[]) {
+    const uint8_t *data = chunk_at(f, block, 0);
     const int32_t safe = SAFE_STEPS(MOST) / STEPS;
     i32x16 total = izero();
-    for (int32_t c = 0; c < chunks;) {
-        const int32_t stop = chunks - c > safe ? c + safe : chunks;
+    for (int32_t c = 0; c < f->chunks;) {
+        const int32_t stop = f->chunks - c > safe ? c + safe : f->chunks;
         narrow sums = nzero();
-        for (; c < stop; c++) {
-            u8x64 fraction = u8fraction(u8load(data + (int64_t)c * BYTES));
-            __builtin_prefetch(data + (int64_t)c * BYTES + ahead);
+        for (; c < stop; c++, data += BYTES) {
+            u8x64 fraction = u8fraction(u8load(data));
+            __builtin_prefetch(data + PREFETCH);
 #pragma GCC unroll 5
             for (int d = 0; d < STEPS; d++) {
                 sums = dot4at(sums, u8trit(fraction), codes + c * COLUMNS + d * 4);
@@ -91,9 +106,16 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
         }
         total = widen(total, sums);
     }
-    return total;
+    (void)streams;
+    *dots = total;
 }
 #endif
+
+LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, const int8_t *codes, i32x16 dots[]) {
+#pragma GCC unroll 2
+    for (int32_t b = 0; b < blocks; b += STREAMS)
+        streams_dot(f, block + b, lt_min(STREAMS, blocks - b), codes, dots + b);
+}
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
     (void)f, (void)p;

@@ -29,6 +29,11 @@ LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t t
 }
 
 #if WHOLE
+LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, const int8_t *codes, i32x16 dots[]) {
+    for (int32_t b = 0; b < blocks; b++)
+        dots[b] = chunks_dot(f, 0, chunk_at(f, block + b, 0), codes, f->chunks, PREFETCH);
+}
+
 /* Whole rows have one zero, a whole number. */
 LT_INLINE f32x16 row_finish(const format *f, i32x16 sums, int32_t block, float act_scale, float act_sum) {
     const i32x16 dot = isub(sums, iset1((int32_t)(f->one_zero * act_sum)));
