@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders import Checkpoint
+from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Packed, to_float32
+from lutra.runtime.formats import Coded, Packed, Stacked, rows, to_float32
 
 __all__ = [
     "VERSION",
@@ -35,7 +36,7 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
-LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other but "T": ternary
+LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Planned:
         weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
         if self.format is None:
             return np.concatenate([to_float32(w) for w in weights])
-        return formats.pack(_join(weights), self.format).with_bias(_bias(checkpoint, self.stems, weights))
+        joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
+        return formats.pack(joined, self.format).with_bias(_bias(checkpoint, self.stems, weights))
 
 
 def plan_roles(
@@ -124,9 +126,19 @@ def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: s
         return Planned(role, stems, shape, None, biased)
     if embed and role in ("embed", "head"):
         return Planned(role, stems, shape, embed, biased)
-    types = {checkpoint.dtype(name) for name in tensors}
-    lossless = {**LOSSLESS, "T": ternary}
-    return Planned(role, stems, shape, lossless.get(types.pop(), "f32") if len(types) == 1 else "f32", biased)
+    dtypes = [checkpoint.dtype(name) for name in tensors]
+    return Planned(role, stems, shape, _format_of(dtypes, shapes, ternary), biased)
+
+
+def _format_of(dtypes: list[str], shapes: list[tuple[int, ...]], ternary: str) -> str:
+    """The format that holds matrices of these types one above the other, exactly."""
+    lossless = {**LOSSLESS, "ternary": ternary}
+    each = ["f32" if dtype in DTYPES and dtype not in lossless else lossless.get(dtype, dtype) for dtype in dtypes]
+    if set(each) <= {"f32", "f16", "bf16"}:
+        return each[0] if len(set(each)) == 1 else "f32"
+    if len(each) == 1 or (len(set(each)) == 1 and not hasattr(formats.codec(each[0]), "chains")):
+        return each[0]
+    return rows.name_of([(shape[0], format) for shape, format in zip(shapes, each, strict=True)])
 
 
 def _expand(names: dict[str, tuple[str, ...]], layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -68,20 +68,34 @@ class Graph:
     """Nodes in the order they were recorded, which is an order they can run in."""
 
     nodes: list[Node] = field(default_factory=list)
+    _known: dict[Any, Node] = field(default_factory=dict)
 
     def symbol(self, cols: int, dtype: Any, outputs: bool = False) -> Symbol:
         """A new input of the graph."""
         return Symbol(self, cols, np.dtype(dtype), outputs)
 
     def record(self, name: str, args: Sequence[Any], attrs: dict[str, Any], out: Any, local: bool) -> Any:
-        """Add a node whose outputs have the (cols, dtype) listed in ``out``; returns them as the op would."""
+        """Add a node whose outputs have the (cols, dtype) listed in ``out``; returns them as the op would.
+
+        An op on the same arrays gives the same again, unless it looks into the session: that is not recorded twice.
+        """
+        key = (name, *map(id, args), *attrs.items())
+        if known := self._known.get(key):
+            return _result(known)
         rows = [a.outputs for a in args if isinstance(a, Symbol)]
         if len(set(rows)) > 1:
             raise ValueError(f"{name}: some inputs have a row per token, others a row per output")
         outputs = rows[0] or name == "tail"
         outs = tuple(self.symbol(cols, dtype, outputs) for cols, dtype in out)
-        self.nodes.append(Node(name, tuple(args), attrs, outs, outputs, local))
-        return outs[0] if len(outs) == 1 else outs or None
+        node = Node(name, tuple(args), attrs, outs, outputs, local)
+        self.nodes.append(node)
+        if not any(isinstance(a, StateSymbol) for a in args):
+            self._known[key] = node
+        return _result(node)
+
+
+def _result(node: Node) -> Any:
+    return node.outs[0] if len(node.outs) == 1 else node.outs or None
 
 
 def op(

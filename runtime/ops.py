@@ -21,6 +21,7 @@ __all__ = [
     "add",
     "add_bias",
     "attention",
+    "concat",
     "embed",
     "kv_append",
     "linear",
@@ -121,7 +122,9 @@ def linear(x: Array, weight: Packed) -> Array:
     if x.shape[1] != weight.shape[1]:
         raise ValueError(f"{x.shape[1]} features meet a matrix of shape {weight.shape}")
     group = weight.codec.ACT_GROUP
-    if weight.chains:
+    if weight.stack:
+        y = concat(*(linear(x, matrix) for matrix in weight.stack))
+    elif weight.chains:
         y = reduce(add, [_chain(x, chain) for chain in weight.chains])
     elif group is None:
         y = _linear(x, weight)
@@ -182,6 +185,12 @@ def add(a: Array, b: Array) -> Array:
 def add_bias(x: Array, bias: np.ndarray) -> Array:
     """x + bias, the same for every row."""
     return x + bias
+
+
+@op(lambda *parts: [(sum(x.shape[1] for x in parts), f32)])
+def concat(*parts: Array) -> Array:
+    """The parts' columns side by side, at most seven of them."""
+    return np.concatenate(parts, axis=1)
 
 
 @op(_like)

@@ -154,6 +154,13 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("concat")
+def concat(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        parts = [Rows(KINDS[kind](rng, n, width)) for width in (cols, 1, 2 * cols)]
+        yield Case(f"{kind} {n} x {cols}", ops.concat, tuple(parts))
+
+
 @register("add_bias")
 def add_bias(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 
 from lutra.runtime import formats, ops
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import BF16, Codebook, Coded, Factored, Planes, littlebit, mxfp4, nf4, to_float32
+from lutra.runtime.formats import (
+    BF16,
+    Codebook,
+    Coded,
+    Factored,
+    Planes,
+    Stacked,
+    littlebit,
+    mxfp4,
+    nf4,
+    rows,
+    to_float32,
+)
 
 sizes = st.integers(1, 70)
 
@@ -289,3 +301,25 @@ def test_fbi_is_what_the_paper_says():
 def test_names_that_are_no_format(name):
     with pytest.raises(LutraError, match="unknown weight format"):
         formats.codec(name)
+
+
+def test_rows_of_several_formats_are_one_matrix():
+    rng = np.random.default_rng(0)
+    each = [ternary(20, 70, 1), rng.standard_normal((3, 70)).astype(np.float32), ternary(16, 70, 2)]
+    name = rows.name_of([(20, "t2"), (3, "f32"), (16, "t5")])
+    assert name == "rows-20:t2+3:f32+16:t5"
+    packed = formats.pack(Stacked(tuple(each)), name).check("x")
+    dense = np.concatenate([to_float32(m) for m in each])
+    assert formats.codec(name).accepts(Stacked(tuple(each)))
+    assert not formats.codec(name).accepts(Stacked(tuple(each[:2])))
+    np.testing.assert_array_equal(to_float32(packed.matrix), dense)
+    x = rng.standard_normal((2, 70)).astype(np.float32)
+    apart = np.concatenate(
+        [ops.linear(x, formats.pack(m, f)) for m, f in zip(each, ("t2", "f32", "t5"), strict=True)], axis=1
+    )
+    np.testing.assert_array_equal(ops.linear(x, packed), apart)
+    with pytest.raises(ValueError, match="not the matrices"):
+        formats.pack(dense, name)
+    for wrong in ("rows", "rows-", "rows-20", "rows-x:t5", "rows-20:"):
+        with pytest.raises(CorruptModelError, match="unknown weight format"):
+            formats.codec(wrong)

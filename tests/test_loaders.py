@@ -687,7 +687,7 @@ def assert_same_effect(checkpoint: Checkpoint, model: Any) -> None:
     assert set(checkpoint.names()) == set(expected)
     for name, (ternary, weights) in expected.items():
         read = checkpoint.tensor(name)
-        assert isinstance(read, Coded) == ternary == (checkpoint.dtype(name) == "T"), name
+        assert isinstance(read, Coded) == ternary == (checkpoint.dtype(name) == "ternary"), name
         assert checkpoint.shape(name) == weights.shape == read.shape
         if isinstance(read, Coded):
             assert (read.codes.dtype, read.scale.dtype) == (np.int8, np.float32)

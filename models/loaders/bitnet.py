@@ -25,7 +25,7 @@ SMALLEST = np.finfo(np.float32).tiny  # below it, 1/scale would overflow
 
 
 def decode(source: Source) -> bool:
-    """Turn the converted matrices of a bitnet directory into ternary entries, "T".
+    """Turn the converted matrices of a bitnet directory into ternary entries.
 
     Returns False for any other directory. Raises UnsupportedModelError for a variant that no
     released checkpoint uses, CorruptModelError where scales are missing or misshapen.
@@ -135,7 +135,7 @@ def _offline_entry(name: str, entry: Entry, scale: Callable[[], np.float32]) -> 
         codes = codes_of(name, _stored(entry))
         return Coded(codes, np.full((shape[0], 1), scale(), np.float32))
 
-    return Entry("T", shape, read)
+    return Entry("ternary", shape, read)
 
 
 def _unpack(name: str, packed: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def latent_entry(name: str, entry: Entry) -> Entry:
     def read() -> Coded:
         return _ternarize(name, _stored(entry))
 
-    return Entry("T", entry.shape, read)
+    return Entry("ternary", entry.shape, read)
 
 
 def _ternarize(name: str, latent: np.ndarray) -> Coded:

@@ -20,7 +20,8 @@ __all__ = ["Checkpoint", "Entry", "Source", "modules_with"]
 class Entry:
     """One logical tensor: what its headers say, and how to get its values.
 
-    dtype: a name of ``tensor.DTYPES``, or "T" for a ternary matrix that ``read`` gives as Coded.
+    dtype: a name of ``tensor.DTYPES``; or, of a matrix that ``read`` gives as no array but Coded and the like, the
+        format of ours that holds it exactly, "ternary" for any of those for ternary matrices.
     """
 
     dtype: str
@@ -96,13 +97,13 @@ class Checkpoint:
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """ "F32", "F16", "BF16", "U8", ... or "T": ternary, given as Coded. Headers alone."""
+        """ "F32", "F16", "BF16", "U8", ...; or the format of ours that holds it, or "ternary". Headers alone."""
         return self._entries[name].dtype
 
     def tensor(self, name: str) -> Matrix:
-        """The tensor's values: Coded for "T", else a read-only array of ``shape(name)``.
+        """The tensor's values: a read-only array of ``shape(name)``, or Coded and the like.
 
-        An array looks straight into the file (bfloat16 as ``formats.BF16``); a Coded is made anew
+        An array looks straight into the file (bfloat16 as ``formats.BF16``); anything else is made anew
         at every call, and none of it is kept. Raises KeyError for an unknown name,
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """

@@ -12,7 +12,8 @@ A format has
 - ``pack(matrix)``: the parts of a matrix, as a dict of arrays;
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing;
-- ``chains(packed)``, if it has no kernels of its own: products of matrices in other formats.
+- ``chains(packed)`` or ``stack(packed)``, if it has no kernels of its own: products of matrices in other formats, or
+  such matrices one above the other.
 
 A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
 q4's variant "g128".
@@ -39,6 +40,7 @@ __all__ = [
     "Factored",
     "Packed",
     "Planes",
+    "Stacked",
     "codec",
     "names",
     "pack",
@@ -178,7 +180,19 @@ class Factored:
         return Factored(tuple((*chain[:-1], (chain[-1][0], chain[-1][1][rows])) for chain in self.chains))
 
 
-Matrix = np.ndarray | Coded | Planes | Codebook | Factored
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A matrix whose rows are those of others, one above the other: as many columns, but not the same kind."""
+
+    matrices: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return sum(m.shape[0] for m in self.matrices), self.matrices[0].shape[1]
+
+
+Matrix = np.ndarray | Coded | Planes | Codebook | Factored | Stacked
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -195,6 +209,8 @@ def to_float32(x: Matrix) -> np.ndarray:
         return x.values[x.codes] * x.scale[:, np.arange(x.shape[1]) // x.group]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
+    if isinstance(x, Stacked):
+        return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):
         return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
     return np.asarray(x, dtype=np.float32)
@@ -238,6 +254,11 @@ class Packed:
         """The links of every chain, for a format that is made of others; [] for one with kernels of its own."""
         return self.codec.chains(self) if hasattr(self.codec, "chains") else []
 
+    @cached_property
+    def stack(self) -> list[Packed]:
+        """The matrices that lie one above the other, for a format that is made of such; [] for any other."""
+        return self.codec.stack(self) if hasattr(self.codec, "stack") else []
+
     def with_bias(self, bias: np.ndarray | None) -> Packed:
         """The same weights with another bias."""
         return replace(self, bias=bias)
@@ -259,7 +280,8 @@ class Packed:
 
 def names() -> list[str]:
     """Every format, and of each family of them a typical one."""
-    return [getattr(module, "TYPICAL", base) for base, module in _modules().items()]
+    found = (getattr(module, "TYPICAL", base) for base, module in _modules().items())
+    return [name for name in found if name]
 
 
 @cache
