@@ -191,6 +191,9 @@ class Stacked:
         """(out, in)"""
         return sum(m.shape[0] for m in self.matrices), self.matrices[0].shape[1]
 
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return to_float32(self)[rows]
+
 
 Matrix = np.ndarray | Coded | Planes | Codebook | Factored | Stacked
 

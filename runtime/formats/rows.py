@@ -36,18 +36,17 @@ class Rows:
 
     def accepts(self, matrix: object) -> bool:
         """Whether these are such matrices, and every one's format holds it exactly."""
-        return self._fits(matrix) and all(
-            codec(format).accepts(m) for (_, format), m in zip(self.each, matrix.matrices, strict=True)
-        )
+        if not isinstance(matrix, Stacked) or not self._fits(matrix):
+            return False
+        return all(codec(format).accepts(m) for (_, format), m in zip(self.each, matrix.matrices, strict=True))
 
-    def _fits(self, matrix: object) -> bool:
-        return isinstance(matrix, Stacked) and [m.shape[0] for m in matrix.matrices] == [own for own, _ in self.each]
+    def _fits(self, matrix: Stacked) -> bool:
+        return [m.shape[0] for m in matrix.matrices] == [own for own, _ in self.each]
 
     def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
         """The parts of such matrices; ValueError for any other."""
-        if not self._fits(matrix):
+        if not isinstance(matrix, Stacked) or not self._fits(matrix):
             raise ValueError("not the matrices that this format stores")
-        assert isinstance(matrix, Stacked)
         return {
             f"{i}.{part}": array
             for i, ((_, format), m) in enumerate(zip(self.each, matrix.matrices, strict=True))
