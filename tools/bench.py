@@ -308,7 +308,7 @@ def bench(
     *,
     threads: Sequence[int],
     repeats: int = 5,
-    kv_type: str = "f32",
+    kv_type: str = "f16",
     warmup: bool = True,
     delay: float = 0,
     progress: Callable[[str], None] = lambda _: None,
