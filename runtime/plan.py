@@ -46,6 +46,8 @@ class Plan:
         self._kept: list[Any] = []  # arrays whose addresses the plan holds
         ops = [self._op(node, joined=i > 0) for stage in stages for i, node in enumerate(stage)]
         self.native = native.Plan(engine, ops, self._kept)
+        graph.nodes.clear()  # nodes and symbols hold each other, and the weights: those go with the plan
+        graph.known.clear()
 
     def _place(self, stages: list[list[Node]]) -> int:
         """Give every symbol its bytes of the scratch memory; returns how many there are.
