@@ -32,7 +32,8 @@ enum {
     STEP = 4,                /* columns */
     VECTOR = 64,             /* bytes */
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
-    BATCH = 16 * TILE_TOKENS /* tokens that share one decoding */
+    BATCH = 16 * TILE_TOKENS, /* tokens that share one decoding */
+    TILES_ABREAST = 4         /* rows of tiles that share a panel's activations while these are in a near cache */
 };
 
 typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR];
@@ -211,47 +212,59 @@ LT_INLINE void finish_panel(panel weights, int32_t steps) {
 #endif
 }
 
-/* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
-static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t blocks,
+/* The i-th block of a row of tiles that begins with block `first`; the last block fills the tile. */
+LT_INLINE int32_t tile_block(int32_t first, int32_t i, int32_t last) { return lt_min(first + i, last - 1); }
+
+/* Up to BATCH tokens times the blocks block <= b < last, up to TILES_ABREAST tiles of them. */
+static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t last,
                                int32_t token, int32_t tokens) {
     panel weights __attribute__((aligned(VECTOR)));
-    result y[BATCH];
-    memset(y, 0, (size_t)tokens * sizeof *y);
+    result sums[TILES_ABREAST][BATCH], *y = sums[0];
+    for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) memset(y, 0, (size_t)tokens * sizeof *y);
     for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
         __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * BLOCK, 1);
 #if WHOLE
     for (int32_t first = 0; first < f->chunks; first += PANEL) {
         const int32_t chunks = lt_min(PANEL, f->chunks - first);
-        for (int32_t c = 0; c < chunks; c++)
-            for (int32_t b = 0; b < TILE_BLOCKS; b++)
-                decode(f, 0, chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
-        finish_panel(weights, chunks * STEPS);
-        TILES(weights, first, chunks);
+        y = sums[0];
+        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) {
+            for (int32_t c = 0; c < chunks; c++)
+                for (int32_t i = 0; i < TILE_BLOCKS; i++)
+                    decode(f, 0, chunk_at(f, tile_block(b, i, last), first + c), weights + c * STEPS, i);
+            finish_panel(weights, chunks * STEPS);
+            TILES(weights, first, chunks);
+        }
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
-    for (int32_t t = 0; t < tokens; t++)
-        for (int32_t b = 0; b < blocks; b++) {
-            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
-            store_rows(op, step, token + t, block + b, row_finish(f, iload(y[t][b]), block + b, scale, sum));
-        }
 #else
     for (int32_t first = 0, g = 0; first < f->chunks; first += f->group, g++) {
         const int32_t chunks = lt_min(f->group, f->chunks - first);
-        for (int32_t p = 0; p < f->planes; p++) {
-            grid grids[TILE_BLOCKS];
-            for (int32_t b = 0; b < TILE_BLOCKS; b++) {
-                const int32_t at = block + lt_min(b, blocks - 1);
-                const uint8_t *data = group_at(f, at, g, p, chunks);
-                grids[b] = grid_at(f, at, g, p);
-                for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, b);
+        y = sums[0];
+        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH)
+            for (int32_t p = 0; p < f->planes; p++) {
+                grid grids[TILE_BLOCKS];
+                for (int32_t i = 0; i < TILE_BLOCKS; i++) {
+                    const int32_t at = tile_block(b, i, last);
+                    const uint8_t *data = group_at(f, at, g, p, chunks);
+                    grids[i] = grid_at(f, at, g, p);
+                    for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, i);
+                }
+                finish_panel(weights, chunks * STEPS);
+                TILES(f, weights, grids, g, chunks);
             }
-            finish_panel(weights, chunks * STEPS);
-            TILES(f, weights, grids, g, chunks);
-        }
     }
-    for (int32_t t = 0; t < tokens; t++)
-        for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token + t, block + b, vload(y[t][b]));
 #endif
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t b = block; b < last; b++) {
+            const int32_t i = (b - block) % TILE_BLOCKS;
+            y = sums[(b - block) / TILE_BLOCKS];
+#if WHOLE
+            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
+            store_rows(op, step, token + t, b, row_finish(f, iload(y[t][i]), b, scale, sum));
+#else
+            store_rows(op, step, token + t, b, vload(y[t][i]));
+#endif
+        }
 }
 
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
@@ -262,9 +275,10 @@ static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int3
             blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block));
         return;
     }
-    for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += TILE_BLOCKS)
+    const int32_t abreast = TILES_ABREAST * TILE_BLOCKS;
+    for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += abreast)
         for (int32_t t = 0; t < tokens; t += BATCH)
-            blocks_times_batch(op, step, &f, block, lt_min(TILE_BLOCKS, last - block), t, lt_min(BATCH, tokens - t));
+            blocks_times_batch(op, step, &f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t));
 }
 
 static int32_t linear_units(const lt_op *op, const lt_step *step) {
