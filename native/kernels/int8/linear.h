@@ -1,7 +1,7 @@
 /* Matrices times int8 activations: what all formats share. One text for every ISA, on i8x64.h.
  *
  * linear(y, codes, act_scale, act_sum, <the format's parts>; group): activations come quantized in groups of columns,
- * each with a scale and the sum of its codes. One token meets the packed bytes themselves. For many, a panel of a
+ * each with a scale and the sum of its codes. A few tokens meet the packed bytes themselves. For many, a panel of a
  * block's weights is decoded once, one weight to a byte, and multiplied in tiles that stay in registers.
  *
  * A format says, before it includes this file,
@@ -51,15 +51,15 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
 
 /* Some blocks times one token, side by side: memory is read faster as two streams. */
 static inline void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first,
-                                      int32_t blocks) {
-    const int8_t *codes = lt_row(op, step, 1, 0);
-    const float *act_scale = lt_row(op, step, 2, 0), *act_sum = lt_row(op, step, 3, 0);
+                                      int32_t blocks, int32_t token) {
+    const int8_t *codes = lt_row(op, step, 1, token);
+    const float *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #if WHOLE
     i32x16 sums[BLOCKS_PER_PART];
     if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
     else blocks_dot(f, first, 1, codes, sums);
     for (int32_t b = 0; b < blocks; b++)
-        store_rows(op, step, 0, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
+        store_rows(op, step, token, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
 #else
     f32x16 y[BLOCKS_PER_PART];
     for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);
@@ -74,7 +74,7 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
                 y[b] = add_group(y[b], sums, grid_at(f, first + b, g, p), act_scale[g], act_sum[g]);
             }
     }
-    for (int32_t b = 0; b < blocks; b++) store_rows(op, step, 0, first + b, y[b]);
+    for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token, first + b, y[b]);
 #endif
 }
 
@@ -229,8 +229,11 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
         y = sums[0];
         for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) {
             for (int32_t c = 0; c < chunks; c++)
-                for (int32_t i = 0; i < TILE_BLOCKS; i++)
-                    decode(f, 0, chunk_at(f, tile_block(b, i, last), first + c), weights + c * STEPS, i);
+                for (int32_t i = 0; i < TILE_BLOCKS; i++) {
+                    const uint8_t *data = chunk_at(f, tile_block(b, i, last), first + c);
+                    __builtin_prefetch(data + PREFETCH); /* the next panel's, where a few tokens wait for memory */
+                    decode(f, 0, data, weights + c * STEPS, i);
+                }
             finish_panel(weights, chunks * STEPS);
             TILES(weights, first, chunks);
         }
@@ -247,7 +250,10 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
                     const int32_t at = tile_block(b, i, last);
                     const uint8_t *data = group_at(f, at, g, p, chunks);
                     grids[i] = grid_at(f, at, g, p);
-                    for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, i);
+                    for (int32_t c = 0; c < chunks; c++) {
+                        for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + c * BYTES + v + PREFETCH);
+                        decode(f, p, data + c * BYTES, weights + c * STEPS, i);
+                    }
                 }
                 finish_panel(weights, chunks * STEPS);
                 TILES(f, weights, grids, g, chunks);
@@ -270,9 +276,10 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
     const format f = format_open(op, step);
     const int32_t tokens = lt_rows(op, step), last = lt_min(end * BLOCKS_PER_PART, lt_ceil_div(op->arg[0].cols, BLOCK));
-    if (tokens == 1) {
+    if (tokens <= FEW_TOKENS) { /* weights come from memory for the first of them, and are near for the others */
         for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += BLOCKS_PER_PART)
-            blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block));
+            for (int32_t t = 0; t < tokens; t++)
+                blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block), t);
         return;
     }
     const int32_t abreast = TILES_ABREAST * TILE_BLOCKS;
