@@ -52,7 +52,7 @@ def dense_llama(
     **config: Any,
 ) -> PreTrainedModel:
     """A plain Llama. Two key-value heads of four and an untied head unless ``config`` says more."""
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     return reference(folder)
 
@@ -81,7 +81,7 @@ def bitnet_unpacked(folder: Path, *, seed: int = 0, **config: Any) -> PreTrained
 
 def llama_bitlinear(folder: Path, *, seed: int = 1, **config: Any) -> PreTrainedModel:
     """Falcon3-1.58bit and Llama3-8B-1.58: a plain Llama, packed, ``weight_scale`` dividing."""
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     _set_quantization(model)
     return _save_ternary(folder, model, _packed, lambda mean: 1 / mean)
 
@@ -108,7 +108,7 @@ def one_bit_llm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedMode
 def llama2c(path: Path, *, version: int = 0, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A llama2.c .bin file of version 0 or 1; the reference has its rows in transformers' order."""
     shape = {**SHAPE, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **config}
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**shape), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**shape), seed)
     settings, state = model.config, model.state_dict()
     tied = settings.tie_word_embeddings
     sizes = [
@@ -145,7 +145,7 @@ def reference(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
+def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
     """A model with random weights; norms, too, which start as ones and would hide mistakes."""
     torch.manual_seed(seed)
     model = architecture(config).eval()
@@ -157,7 +157,7 @@ def _randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
 
 def _bitnet(seed: int, **config: Any) -> PreTrainedModel:
     settings = {**SHAPE, "tie_word_embeddings": True, **config}
-    return _randomized(BitNetForCausalLM, BitNetConfig(**settings), seed)
+    return randomized(BitNetForCausalLM, BitNetConfig(**settings), seed)
 
 
 def _set_quantization(model: PreTrainedModel, **settings: str) -> None:

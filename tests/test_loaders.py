@@ -834,7 +834,6 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tensor", "says"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "a", "gptq"),
         ({"quantization_config": {"quant_method": "awq"}}, "a", "awq"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "a", "compressed"),
         ({"quantization_config": {"bits": 4}}, "a", "quantized"),
@@ -842,7 +841,6 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
         ({}, "q.u_packed q.u_shape", "LittleBit"),
         ({}, "q.wscale q.wbias", "FBI-LLM"),
         ({}, "q.weight_clip_val", "ParetoQ"),
-        ({}, "q.qweight", "GPTQ"),
     ],
 )
 def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, Any], tensor: str, says: str) -> None:

@@ -60,8 +60,6 @@ def _encoding(source: Source) -> str | None:
         return "FBI-LLM binary matrices"
     if "weight_clip_val" in endings:
         return "ParetoQ latent matrices"
-    if "qweight" in endings:
-        return "GPTQ tensors"
     return None
 
 

@@ -1,0 +1,123 @@
+"""Recipes for tiny checkpoints of the low-bit kinds, packed here by their published rules, not by our readers.
+
+Each writes a Llama with random weights into ``folder``, quantized, and returns the plain transformers Llama that holds
+the very weights that the quantized ones stand for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoints import SHAPE, Tensors, randomized
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+Quantizer = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, dict[str, np.ndarray]]]
+"""float32 [out, in] to the weights it stands for and its tensors by ending."""
+
+
+def quantized(
+    folder: Path,
+    quantize: Quantizer,
+    settings: dict[str, Any] | None = None,
+    *,
+    head: bool = False,
+    write: Callable[[Tensors, Path], None] | None = None,
+    **config: Any,
+) -> PreTrainedModel:
+    """A Llama whose projections, and head if asked for, ``quantize`` has stored. settings: added to config.json."""
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed=0)
+    rng, tensors = np.random.default_rng(0), {}
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("_proj.weight") and not (head and name == "lm_head.weight"):
+            tensors[name] = tensor.clone()
+            continue
+        dense, parts = quantize(tensor.numpy(), rng)
+        tensor.copy_(torch.from_numpy(np.ascontiguousarray(dense)))
+        for ending, part in parts.items():
+            stored = part if isinstance(part, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(part))
+            tensors[name.removesuffix("weight") + ending] = stored
+    model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **(settings or {})}))
+    (write or _safetensors)(tensors, folder)
+    return model
+
+
+def _safetensors(tensors: Tensors, folder: Path) -> None:
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def stream(codes: np.ndarray, bits: int) -> np.ndarray:
+    """int32 [rows, n * bits / 32]: each row's codes as one stream of bits, lowest first."""
+    planes = codes.astype(np.int64)[:, :, None] >> np.arange(bits) & 1
+    packed = np.packbits(planes.astype(np.uint8).reshape(len(codes), -1), axis=1, bitorder="little")
+    packed = np.pad(packed, [(0, 0), (0, -packed.shape[1] % 4)])
+    return packed.view("<i4")
+
+
+def tens(codes: np.ndarray) -> np.ndarray:
+    """int32 [rows, n / 10]: ten codes of 3 bits to a word."""
+    padded = np.pad(codes.astype(np.int64), [(0, 0), (0, -codes.shape[1] % 10)]).reshape(len(codes), -1, 10)
+    return (padded << 3 * np.arange(10)).sum(axis=2).astype("<i4")
+
+
+def rounded(
+    w: np.ndarray, bits: int, group: int, sym: bool, order: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [out, in], float16 scales and zeros [out, groups], every column's group, and the weights they stand for."""
+    rows, cols = w.shape
+    index = np.arange(cols) // (group if group > 0 else cols)
+    if order is not None:
+        index[order] = index.copy()
+    top, scales, zeros = (1 << bits) - 1, [], []
+    for g in range(index.max() + 1):
+        low, high = np.minimum(w[:, index == g].min(axis=1), 0), np.maximum(w[:, index == g].max(axis=1), 0)
+        if sym:
+            low, high = np.minimum(low, -high), np.maximum(high, -low)
+        scales.append(((high - low) / top).astype(np.float16))
+        zeros.append(np.full(rows, 1 << bits - 1) if sym else np.rint(-low / scales[-1]))
+    scale, zero = np.stack(scales, 1), np.clip(np.stack(zeros, 1), 0, top)
+    codes = np.clip(np.rint(w / scale[:, index].astype(np.float32)) + zero[:, index], 0, top).astype(int)
+    dense = (codes - zero[:, index]).astype(np.float32) * scale[:, index].astype(np.float32)
+    return codes, scale, zero.astype(int), index, dense
+
+
+def gptq(
+    bits: int = 4,
+    group: int = 32,
+    *,
+    second: bool = False,
+    sym: bool = False,
+    ordered: bool = False,
+    spaced: bool = False,
+    index: bool = True,
+) -> Quantizer:
+    """GPTQ's tensors. second: zeros as they are. ordered: desc_act. spaced: EfficientQAT's ten 3-bit codes a word."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        order = rng.permutation(w.shape[1]) if ordered else None
+        codes, scale, zero, of, dense = rounded(w, bits, group, sym, order)
+        if not second:
+            zero = np.maximum(zero, 1)  # what quantizers of the first convention promise
+            dense = (codes - zero[:, of]).astype(np.float32) * scale[:, of].astype(np.float32)
+        pack = tens if spaced else lambda x: stream(x, bits)
+        parts = {
+            "qweight": pack(codes).T,
+            "qzeros": pack(zero.T if second else zero.T - 1),
+            "scales": scale.T,
+            "g_idx": of.astype(np.int32),
+        }
+        return dense, parts if index else {k: v for k, v in parts.items() if k != "g_idx"}
+
+    return quantize
+
+
+def gptq_settings(bits: int = 4, group: int = 32, **more: Any) -> dict[str, Any]:
+    """The configuration that goes with such tensors."""
+    return {"quantization_config": {"quant_method": "gptq", "bits": bits, "group_size": group, **more}}

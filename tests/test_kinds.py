@@ -1,0 +1,223 @@
+"""Checkpoints of the low-bit kinds: read to the last bit, run as what they stand for, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lutra.models.loaders import open_checkpoint
+from lutra.models.loaders.safetensors import SafetensorsFile, write_safetensors
+from lutra.models.loaders.tensor import dtype_name
+from lutra.models.loaders.words import unpack_words
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import to_float32
+from lutra.runtime.model import Model
+from lutra.tools.convert import convert
+
+IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
+# Matrices of low-bit formats meet activations of 8 bits: with their rounding to 1/254 of a group's largest, a model of
+# two layers moves by 1 or 2 percent of its largest logit. What it computes is held to 1e-4 beside it: by matrix.
+ROUNDED = 0.04
+
+
+@pytest.fixture(scope="module")
+def low_bit() -> ModuleType:
+    """The module of recipes; importing it takes the real libraries, and seconds."""
+    for library in ("torch", "transformers", "safetensors", "accelerate"):
+        pytest.importorskip(library)
+    import low_bit
+
+    return low_bit
+
+
+def agrees(folder: Path, reference: Any, kind: str, exact: bool = True, most: float = ROUNDED) -> set[str]:
+    """Check every matrix against the reference's, the logits, and a conversion's; the formats it found."""
+    import torch
+
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.kind == kind
+        for name, parameter in reference.state_dict().items():
+            ours = to_float32(checkpoint.tensor(name))
+            np.testing.assert_allclose(ours, parameter.numpy(), rtol=0 if exact else 2e-6, atol=1e-9, err_msg=name)
+        found = {checkpoint.dtype(name) for name in checkpoint.names() if name.endswith("_proj.weight")}
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].numpy()
+    with Model.load(folder) as m:
+        got = m.session().logits(IDS)
+        assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 5e-3
+    assert tiny.relative(got, expected) < most
+    convert(folder, folder / "packed")
+    with Model.load(folder / "packed") as m:
+        np.testing.assert_array_equal(m.session().logits(IDS), got)
+    return found
+
+
+def damaged(folder: Path, change: Any) -> None:
+    """Rewrite model.safetensors after ``change`` has had its arrays by name."""
+    file = SafetensorsFile(folder / "model.safetensors")
+    arrays = {name: entry.read() for name, entry in file.entries.items()}
+    arrays = {name: a.copy() for name, a in arrays.items()}  # type: ignore[union-attr]
+    file.close()
+    change(arrays)
+    (folder / "model.safetensors").unlink()
+    write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
+
+
+def read_all(folder: Path) -> None:
+    with open_checkpoint(folder) as checkpoint:
+        for name in checkpoint.names():
+            checkpoint.tensor(name)
+
+
+@given(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 3), st.integers(1, 70), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_words_are_streams_of_codes(bits, rows, count, seed):
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count))
+    planes = codes[:, :, None] >> np.arange(bits) & 1
+    packed = np.packbits(planes.reshape(rows, -1).astype(np.uint8), axis=1, bitorder="little")
+    words = np.pad(packed, [(0, 0), (0, -packed.shape[1] % 12)]).view("<i4")
+    np.testing.assert_array_equal(unpack_words(words, bits, count), codes)
+    with pytest.raises(ValueError, match="words do not hold"):
+        unpack_words(words, bits, words.shape[1] * 32 // bits + 1)
+
+
+# --- GPTQ -------------------------------------------------------------------------------------------
+
+GPTQ = {
+    "4 bits, first": (dict(bits=4), {}, {"q4g32z"}),
+    "4 bits, second": (dict(bits=4, second=True), {"checkpoint_format": "gptq_v2"}, {"q4g32z"}),
+    "4 bits, symmetric": (dict(bits=4, sym=True), {"sym": True}, {"q4g32"}),
+    "2 bits": (dict(bits=2, group=64, second=True), {"checkpoint_format": "gptq_v2"}, {"q2g64z", "q2z"}),
+    "3 bits": (dict(bits=3, group=-1, index=False), {}, {"q3z"}),
+    "8 bits": (dict(bits=8), {}, {"nibblesg32z"}),
+    "8 bits, symmetric": (dict(bits=8, sym=True, group=-1), {}, {"nibbles"}),
+    "in order": (dict(bits=4, ordered=True), {"desc_act": True}, {"ordered-q4g32z"}),
+    "8 bits in order": (dict(bits=8, ordered=True, sym=True), {"desc_act": True}, {"ordered-nibblesg32"}),
+}
+
+
+@pytest.mark.parametrize("name", GPTQ)
+def test_gptq(name, tmp_path, low_bit):
+    how, more, formats = GPTQ[name]
+    said = low_bit.gptq_settings(how["bits"], how.get("group", 32), **more)
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(**how), said, head=name == "in order")
+    assert agrees(tmp_path, reference, "gptq") == formats
+
+
+@pytest.mark.parametrize("name", ["4 bits, first", "2 bits", "3 bits", "8 bits", "in order"])
+def test_gptqmodel_reads_the_same_weights(name, tmp_path, low_bit):
+    """The recipes against the library that writes such files: else both sides of test_gptq could be wrong alike."""
+    pytest.importorskip("gptqmodel", reason="the oracle of GPTQ's files")
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    how, _, _ = GPTQ[name]
+    group = how.get("group", 32)
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(**how), low_bit.gptq_settings())
+    file, stem = SafetensorsFile(tmp_path / "model.safetensors"), "model.layers.0.mlp.down_proj"
+    layer = TorchLinear(
+        bits=how["bits"], group_size=group, desc_act="ordered" in how, sym=False, in_features=160, out_features=64
+    )
+    for part in ("qweight", "qzeros", "scales", "g_idx"):
+        if f"{stem}.{part}" in file.entries:
+            setattr(layer, part, torch.from_numpy(np.array(file.entries[f"{stem}.{part}"].read())))
+    if not how.get("second"):
+        convert_gptq_v1_to_v2_format_module(layer, bits=how["bits"], pack_dtype=torch.int32)
+    layer.post_init()
+    theirs = layer.dequantize_weight().T.float().numpy()
+    ours = reference.state_dict()[f"{stem}.weight"].numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=1e-3)  # it multiplies in float16
+
+
+def test_efficientqat_without_a_word_of_configuration(tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(3, 32, second=True, spaced=True))
+    assert agrees(tmp_path, reference, "gptq") == {"q3g32z"}
+
+
+def test_gptq_of_old_keeps_its_configuration_in_a_file_of_its_own(tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(4, 64))
+    said = {"bits": 4, "group_size": 64, "desc_act": False}
+    (tmp_path / "quantize_config.json").write_text(json.dumps(said))
+    assert agrees(tmp_path, reference, "gptq") == {"q4g64z", "q4z"}
+
+
+def test_matrices_of_one_gptq_model_may_differ(tmp_path, low_bit):
+    """GPTQModel's ``dynamic``: other bits for some matrices; q, k and v of different formats make one weight."""
+    four, eight, widths = low_bit.gptq(4), low_bit.gptq(8), []
+
+    def quantize(w: Any, rng: Any) -> Any:
+        widths.append(w.shape)
+        return (eight if len(widths) % 7 == 3 else four)(w, rng)
+
+    said = low_bit.gptq_settings(dynamic={r"+:.*\.v_proj": {"bits": 8}})
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, quantize, said), "gptq") == {"q4g32z", "nibblesg32z"}
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def put(name: str, at: Any, value: Any) -> Any:
+    def change(arrays: Any) -> None:
+        arrays[f"{Q}.{name}"][at] = value
+
+    return change
+
+
+def cut(name: str) -> Any:
+    def change(arrays: Any) -> None:
+        arrays[f"{Q}.{name}"] = np.ascontiguousarray(arrays[f"{Q}.{name}"][:-1])
+
+    return change
+
+
+def drop(name: str) -> Any:
+    def change(arrays: Any) -> None:
+        del arrays[f"{Q}.{name}"]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[drop(name) for name in ("qweight", "qzeros", "scales")],
+        *[cut(name) for name in ("qweight", "qzeros", "scales", "g_idx")],
+        put("scales", 0, np.nan),
+        put("scales", 0, np.inf),
+        put("g_idx", 0, -1),
+        put("g_idx", 0, 99),
+        put("g_idx", 0, 1),
+        put("g_idx", slice(None), 0),
+    ],
+)
+def test_damaged_gptq_is_refused(tmp_path, low_bit, change):
+    low_bit.quantized(tmp_path, low_bit.gptq(), low_bit.gptq_settings())
+    damaged(tmp_path, change)
+    with pytest.raises((CorruptModelError, UnsupportedModelError)):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"checkpoint_format": "gptq_p"}, UnsupportedModelError, "gptq_p"),
+        ({"checkpoint_format": "marlin"}, UnsupportedModelError, "marlin"),
+        ({"bits": 3}, CorruptModelError, "3"),
+        ({"group_size": 24}, None, ""),
+    ],
+)
+def test_gptq_configurations(tmp_path, low_bit, change, error, says):
+    low_bit.quantized(tmp_path, low_bit.gptq(), low_bit.gptq_settings(**change))
+    if error is None:  # groups that the shapes tell
+        return read_all(tmp_path)
+    with pytest.raises(error, match=says):
+        open_checkpoint(tmp_path)
