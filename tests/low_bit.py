@@ -7,6 +7,7 @@ the very weights that the quantized ones stand for.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,25 @@ def gptq(
 def gptq_settings(bits: int = 4, group: int = 32, **more: Any) -> dict[str, Any]:
     """The configuration that goes with such tensors."""
     return {"quantization_config": {"quant_method": "gptq", "bits": bits, "group_size": group, **more}}
+
+
+def fbi(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """FBI-LLM's latent weights with a scale and an offset per column."""
+    offset = w.mean(axis=0, keepdims=True) + 0.1 * np.abs(w).mean()
+    scale = np.abs(w - offset).mean(axis=0, keepdims=True)
+    return scale * np.sign(w) + offset, {"weight": w.copy(), "wscale": scale, "wbias": offset}
+
+
+def torch_bin(tensors: Tensors, folder: Path) -> None:
+    """As training code saves: one pickle, the tensors of a model's state with its metadata."""
+    torch.save(OrderedDict(tensors), folder / "pytorch_model.bin")
+
+
+def torch_shards(tensors: Tensors, folder: Path) -> None:
+    """The same in two files with an index."""
+    names = sorted(tensors)
+    files = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for file, own in files.items():
+        torch.save({name: tensors[name] for name in own}, folder / file)
+    index = {"weight_map": {name: file for file, own in files.items() for name in own}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))

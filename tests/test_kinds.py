@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from lutra.models.loaders import open_checkpoint
 from lutra.models.loaders.safetensors import SafetensorsFile, write_safetensors
 from lutra.models.loaders.tensor import dtype_name
+from lutra.models.loaders.torch_zip import TorchFile
 from lutra.models.loaders.words import unpack_words
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
 from lutra.runtime.model import Model
 from lutra.tools.convert import convert
@@ -221,3 +224,115 @@ def test_gptq_configurations(tmp_path, low_bit, change, error, says):
         return read_all(tmp_path)
     with pytest.raises(error, match=says):
         open_checkpoint(tmp_path)
+
+
+# --- FBI-LLM, and PyTorch's files -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", ["_safetensors", "torch_bin", "torch_shards"])
+def test_fbi_llm(write, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.fbi, write=getattr(low_bit, write))
+    assert agrees(tmp_path, reference, "fbi-llm", exact=False) == {"fbi"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (drop("wbias"), CorruptModelError, "wbias"),
+        (drop("weight"), CorruptModelError, "weight"),
+        (put("wscale", (0, 3), np.nan), CorruptModelError, "finite"),
+        (put("wbias", (0, 3), np.inf), CorruptModelError, "finite"),
+        (put("weight", (0, 3), np.nan), CorruptModelError, "not numbers"),
+        (put("weight", (0, slice(3)), 0), UnsupportedModelError, "3 latent weights of exactly 0"),
+        (lambda a: a.update({f"{Q}.wscale": np.ones((64, 1), np.float32)}), UnsupportedModelError, "not one for each"),
+    ],
+)
+def test_damaged_fbi_llm_is_refused(tmp_path, low_bit, change, error, says):
+    low_bit.quantized(tmp_path, low_bit.fbi)
+    damaged(tmp_path, change)
+    with pytest.raises(error, match=says):
+        read_all(tmp_path)
+
+
+def test_torch_files_hold_what_torch_put_there(tmp_path, low_bit):
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    types = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16]
+    tensors = {str(t): torch.randn(3, 5, generator=rng).mul(9).to(t) for t in [*types, torch.int8, torch.uint8]}
+    base = torch.randn(6, 8, generator=rng)
+    tensors |= {"turned": base.T, "part": base[2:4, 1:7], "one": torch.tensor(3.0), "none": torch.zeros(0, 4)}
+    tensors |= {"shared": base, "bool": base > 0, "parameter": torch.nn.Parameter(base[1])}
+    torch.save(tensors, tmp_path / "x.bin")
+    file = TorchFile(tmp_path / "x.bin")
+    for name, tensor in tensors.items():
+        assert file.entries[name].shape == tuple(tensor.shape)
+        array = file.entries[name].read()
+        np.testing.assert_array_equal(to_float32(array), tensor.detach().float().numpy(), err_msg=name)
+    file.close()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('ran')",)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ({"a": Evil()}, UnsupportedModelError, "exec"),
+        ({"a": 1}, CorruptModelError, "'a' is no tensor"),
+        ([1, 2], CorruptModelError, "no table"),
+        ({"a": {1, 2}}, UnsupportedModelError, "set"),
+    ],
+)
+def test_pickles_that_want_more_than_tensors_are_refused(tmp_path, low_bit, value, error, says):
+    import torch
+
+    torch.save(value, tmp_path / "x.bin")
+    with pytest.raises(error, match=says):
+        TorchFile(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (dict(compression=zipfile.ZIP_DEFLATED), "not stored"),
+        (dict(without="data.pkl"), "no data.pkl"),
+        (dict(without="data/0"), "storage"),
+        (dict(cut="data/0"), "storage"),
+    ],
+)
+def test_torch_archives_must_be_whole_and_plain(tmp_path, low_bit, how, says):
+    import torch
+
+    torch.save({"a": torch.ones(4, 4)}, tmp_path / "x.bin")
+    with zipfile.ZipFile(tmp_path / "x.bin") as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(tmp_path / "y.bin", "w", how.get("compression", zipfile.ZIP_STORED)) as new:
+        for name, data in records.items():
+            if not name.endswith(how.get("without", "-")):
+                new.writestr(name, data[:-4] if name.endswith(how.get("cut", "-")) else data)
+    with pytest.raises(CorruptModelError, match=says):
+        TorchFile(tmp_path / "y.bin")
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_torch_file_opens_or_is_refused(tmp_path_factory, data):
+    torch = pytest.importorskip("torch")
+    path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
+    whole = io.BytesIO()
+    torch.save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, whole)
+    content = bytearray(whole.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    path.unlink(missing_ok=True)
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content)] * 4 + [len(content) // 2]))])
+    try:
+        file = TorchFile(path)
+    except LutraError:
+        return
+    for entry in file.entries.values():
+        assert entry.read().shape == entry.shape

@@ -36,7 +36,7 @@ def _refuse_file(path: Path) -> None:
         )
     if start[:2] in (b"PK", b"\x80\x02"):
         raise UnsupportedModelError(
-            f"{path} is a PyTorch pickle, which can run code when it is read; lutra reads none",
+            f"{path} is a PyTorch file, of which lutra reads only a directory's pytorch_model.bin",
             "Load it with transformers and call save_pretrained: that writes safetensors.",
         )
 
@@ -56,8 +56,6 @@ def _encoding(source: Source) -> str | None:
     endings = {name.rpartition(".")[2] for name in source.entries}
     if {"quant_func", "eff_bit"} <= source.config.keys() or _has_littlebit_files(source):
         return "LittleBit factors"
-    if {"wscale", "wbias"} <= endings:
-        return "FBI-LLM binary matrices"
     if "weight_clip_val" in endings:
         return "ParetoQ latent matrices"
     return None
