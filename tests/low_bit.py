@@ -144,3 +144,31 @@ def torch_shards(tensors: Tensors, folder: Path) -> None:
         torch.save({name: tensors[name] for name in own}, folder / file)
     index = {"weight_map": {name: file for file, own in files.items() for name in own}}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def littlebit(rank: int = 40, products: int = 2, latent: bool = False) -> Quantizer:
+    """LittleBit's factors, random: of one rank, in one or two products; packed, or as the floats they are signs of."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        rows, cols = w.shape
+        dense, parts = np.zeros(w.shape, np.float32), {}
+        for mark in ("", "_R")[:products]:
+            u, v = rng.standard_normal((rows, rank)).astype("f4"), rng.standard_normal((rank, cols)).astype("f4")
+            u[0, 0] = 0  # a sign of +1
+            scales = {
+                name: torch.from_numpy((rng.standard_normal((1, n)) * 0.2).astype("f4")).bfloat16()
+                for name, n in [("u1", rows), ("u2", rank), ("v1", rank), ("v2", cols)]
+            }
+            s = {name: scale.float().numpy() for name, scale in scales.items()}
+            signs = np.where(u < 0, -1, 1) * (s["u2"] * s["v1"]) @ np.where(v < 0, -1, 1)
+            dense += s["u1"].T * signs * s["v2"]
+            parts |= {f"{name}{mark}": scale for name, scale in scales.items()}
+            for name, factor in (("U", u), ("V", v)):
+                if latent:
+                    parts[f"{name}{mark}"] = factor
+                    continue
+                parts[f"{name}{mark}_packed"] = stream(factor < 0, 1)
+                parts[f"{name}{mark}_shape"] = np.array(factor.shape)
+        return dense, parts | {"_split_dim_final": np.array(rank), "_eff_bit_target": torch.tensor(0.5).bfloat16()}
+
+    return quantize

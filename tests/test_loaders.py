@@ -837,8 +837,6 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "a", "awq"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "a", "compressed"),
         ({"quantization_config": {"bits": 4}}, "a", "quantized"),
-        ({"quant_func": "STEBinary", "eff_bit": 1.0}, "a", "LittleBit"),
-        ({}, "q.u_packed q.u_shape", "LittleBit"),
         ({}, "q.weight_clip_val", "ParetoQ"),
     ],
 )

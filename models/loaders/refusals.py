@@ -54,15 +54,6 @@ def _encoding(source: Source) -> str | None:
     if source.quantization:
         return f"{source.quantization.get('quant_method', 'quantized')!s:.40} tensors"
     endings = {name.rpartition(".")[2] for name in source.entries}
-    if {"quant_func", "eff_bit"} <= source.config.keys() or _has_littlebit_files(source):
-        return "LittleBit factors"
     if "weight_clip_val" in endings:
         return "ParetoQ latent matrices"
     return None
-
-
-def _has_littlebit_files(source: Source) -> bool:
-    return (source.path / "littlebit_config.json").exists() or any(
-        name.endswith("_packed") and f"{name.removesuffix('_packed')}_shape" in source.entries
-        for name in source.entries
-    )

@@ -297,7 +297,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-_ACTIONS: dict[str, Callable[[_Reader, Any], None]] = {
+_ACTIONS: dict[str, Callable[[_Reader, Any], Any]] = {
     "GLOBAL": _Reader.name,
     "BINPUT": _Reader.put,
     "LONG_BINPUT": _Reader.put,
