@@ -146,12 +146,14 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
-    """A model with random weights; norms, too, which start as ones and would hide mistakes."""
+    """A model with random weights; norms and biases, too, which start as ones and zeros and would hide mistakes."""
     torch.manual_seed(seed)
     model = architecture(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
+        elif name.endswith(".bias"):
+            parameter.data.normal_(0, 0.1)
     return model
 
 

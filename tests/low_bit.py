@@ -172,3 +172,38 @@ def littlebit(rank: int = 40, products: int = 2, latent: bool = False) -> Quanti
         return dense, parts | {"_split_dim_final": np.array(rank), "_eff_bit_target": torch.tensor(0.5).bfloat16()}
 
     return quantize
+
+
+def paretoq(bits: int) -> Quantizer:
+    """ParetoQ's latent weights and clip values. bits: its w_bits, 0 for ternary."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        width = 2.0 if bits < 3 else 6.0 / (1 << bits)
+        alpha = (np.abs(w).mean(axis=1, keepdims=True) * width).astype(np.float32)
+        alpha[0] = -1  # is floored
+        parts, a = {"weight": w.copy(), "weight_clip_val": alpha.copy()}, np.maximum(alpha, 1e-5)
+        inside = np.clip(w / a, -0.99, 0.99)
+        if bits == 0:
+            dense = np.rint(inside * 1.5) / 1.5 * a
+        elif bits == 1:
+            dense = np.sign(w) * a
+        elif bits == 2:
+            dense = (np.rint(inside * 2 - 0.5) + 0.5) / 2 * a
+        else:
+            dense = np.clip(np.rint(w / a), -(1 << bits - 1), (1 << bits - 1) - 1) * a
+        return dense.astype(np.float32), parts
+
+    return quantize
+
+
+def few_levels(group: int, binary: bool, dtype: torch.dtype) -> Quantizer:
+    """Dense weights of one magnitude per group (0: per row), and zeros if not binary."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        rows, cols = w.shape
+        scale = torch.rand(rows, -(-cols // group) if group else 1, generator=torch.Generator().manual_seed(rows)) + 0.5
+        spread = (scale * 0.04).to(dtype).float().numpy()[:, np.arange(cols) // (group or cols)]
+        dense = spread * (np.where(w < 0, -1, 1) if binary else np.clip(np.rint(w * 40), -1, 1)).astype(np.float32)
+        return dense, {"weight": torch.from_numpy(dense).to(dtype)}
+
+    return quantize

@@ -383,3 +383,57 @@ def test_damaged_littlebit_is_refused(tmp_path, low_bit, change):
     damaged(tmp_path, change)
     with pytest.raises((CorruptModelError, UnsupportedModelError)):
         Model.load(tmp_path)
+
+
+# --- ParetoQ, and dense checkpoints of few levels ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "format"), [(0, "q2"), (1, "b1"), (2, "q2"), (3, "q3"), (4, "q4")])
+def test_paretoq(bits, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.paretoq(bits), {"w_bits": bits})
+    assert agrees(tmp_path, reference, "paretoq", exact=False) == {format}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (drop("weight"), CorruptModelError),
+        (cut("weight_clip_val"), CorruptModelError),
+        (put("weight_clip_val", 1, np.inf), CorruptModelError),
+        (put("weight", (2, 2), np.nan), CorruptModelError),
+        (None, UnsupportedModelError),
+    ],
+)
+def test_damaged_paretoq_is_refused(tmp_path, low_bit, change, error):
+    low_bit.quantized(tmp_path, low_bit.paretoq(3), {"w_bits": 3} if change else {"w_bits": 1.58})
+    damaged(tmp_path, change or (lambda arrays: None))
+    with pytest.raises(error):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("group", "binary", "dtype", "formats"),
+    [
+        (0, False, "float16", {"q2"}),
+        (64, False, "bfloat16", {"q2", "q2g64"}),  # in 64 columns a group is a row
+        (32, True, "float16", {"b1g32"}),
+        (0, True, "bfloat16", {"b1"}),
+    ],
+)
+def test_few_levels(group, binary, dtype, formats, tmp_path, low_bit):
+    import torch
+
+    quantize = low_bit.few_levels(group, binary, getattr(torch, dtype))
+    reference = low_bit.quantized(tmp_path, quantize, head=True)
+    assert agrees(tmp_path, reference, "few-level") == formats
+
+
+@pytest.mark.parametrize("value", [0.03, np.nan, np.inf, 0.0])
+def test_one_other_value_makes_a_matrix_dense(tmp_path, low_bit, value):
+    import torch
+
+    low_bit.quantized(tmp_path, low_bit.few_levels(0, True, torch.float32))
+    damaged(tmp_path, put("weight", (17, 33), value))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.dtype(f"{Q}.weight") == ("q2" if value == 0 else "F32")
+        assert checkpoint.dtype(f"{Q.replace('q_proj', 'k_proj')}.weight") == "b1"

@@ -837,7 +837,6 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "a", "awq"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "a", "compressed"),
         ({"quantization_config": {"bits": 4}}, "a", "quantized"),
-        ({}, "q.weight_clip_val", "ParetoQ"),
     ],
 )
 def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, Any], tensor: str, says: str) -> None:

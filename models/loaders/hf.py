@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
+from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
 from lutra.models.loaders.torch_zip import TorchFile
@@ -52,6 +53,7 @@ def _decode(source: Source) -> None:
         if kind.decode(source):
             return
     refuse_encoding(source)
+    find_few_levels(source)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

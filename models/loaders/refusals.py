@@ -53,7 +53,4 @@ def refuse_encoding(source: Source) -> None:
 def _encoding(source: Source) -> str | None:
     if source.quantization:
         return f"{source.quantization.get('quant_method', 'quantized')!s:.40} tensors"
-    endings = {name.rpartition(".")[2] for name in source.entries}
-    if "weight_clip_val" in endings:
-        return "ParetoQ latent matrices"
     return None
