@@ -207,3 +207,76 @@ def few_levels(group: int, binary: bool, dtype: torch.dtype) -> Quantizer:
         return dense, {"weight": torch.from_numpy(dense).to(dtype)}
 
     return quantize
+
+
+def awq(group: int = 32) -> Quantizer:
+    """AWQ's tensors in the layout gemm."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def pack(codes: np.ndarray) -> np.ndarray:
+        eights = codes.astype(np.int64).reshape(len(codes), -1, 8)
+        return sum(eights[:, :, output] << 4 * nibble for nibble, output in enumerate(order)).astype("<u4").view("<i4")
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        codes, scale, zero, _, dense = rounded(w, 4, group, sym=False)
+        return dense, {"qweight": pack(codes.T), "qzeros": pack(zero.T), "scales": scale.T}
+
+    return quantize
+
+
+def compressed(bits: int = 4, group: int = 32, *, sym: bool = True, ordered: bool = False) -> Quantizer:
+    """compressed-tensors' parts in the format pack-quantized."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        order = rng.permutation(w.shape[1]) if ordered else None
+        codes, scale, zero, index, dense = rounded(w, bits, group, sym, order)
+        parts = {"weight_packed": stream(codes, bits), "weight_scale": scale, "weight_shape": np.array(w.shape)}
+        if not sym:
+            parts["weight_zero_point"] = stream(zero.T, bits).T
+        if ordered:
+            parts["weight_g_idx"] = index.astype(np.int32)
+        return dense, parts
+
+    return quantize
+
+
+def compressed_settings(group: int = 32, **more: Any) -> dict[str, Any]:
+    """The configuration that goes with them."""
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": group, **more}}}
+    said = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    return {"quantization_config": said}
+
+
+def planes(count: int = 3, group: int = 32, offset: bool = True) -> Quantizer:
+    """LUT-GEMM's binary-coded weights, random, in its kernels' layout."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rows, cols = w.shape
+        signs = rng.integers(0, 2, (count, rows, cols))
+        alpha = rng.uniform(0.01, 0.05, (count, rows, cols // group)).astype(np.float16)
+        bias = (rng.standard_normal((rows, cols // group)) * 0.01).astype(np.float16)
+        wide = np.repeat(alpha, group, axis=2).astype(np.float32)
+        dense = ((2 * signs - 1) * wide).sum(axis=0).astype(np.float32)
+        words = stream(signs.reshape(-1, cols), 1).reshape(count, rows, -1)
+        parts = {"bW": words.transpose(2, 0, 1), "alpha": alpha.transpose(2, 0, 1)}
+        if offset:
+            dense += np.repeat(bias, group, axis=1)
+            parts["q_bias"] = bias.T
+        return dense, parts
+
+    return quantize
+
+
+def dual(group: int = 32) -> Quantizer:
+    """DB-LLM's two planes of 0 and 1."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        step = (np.abs(w).reshape(len(w), -1, group).max(axis=2) / 2).astype(np.float16)
+        alphas = [2 * step, -step]
+        first, second = (np.repeat(alpha, group, axis=1).astype(np.float32) for alpha in alphas)
+        b1 = w - (first + second) / 2 >= 0
+        b2 = -(w - first * b1 - second / 2) >= 0
+        parts = {"wb1": stream(b1, 1), "wb2": stream(b2, 1), "alpha1": alphas[0], "alpha2": alphas[1]}
+        return first * b1 + second * b2, parts
+
+    return quantize

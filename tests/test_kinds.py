@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -437,3 +438,166 @@ def test_one_other_value_makes_a_matrix_dense(tmp_path, low_bit, value):
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.dtype(f"{Q}.weight") == ("q2" if value == 0 else "F32")
         assert checkpoint.dtype(f"{Q.replace('q_proj', 'k_proj')}.weight") == "b1"
+
+
+# --- AWQ, compressed-tensors, binary planes ---------------------------------------------------------
+
+
+def test_awq(tmp_path, low_bit):
+    said = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, low_bit.awq(), said), "awq") == {"q4g32z"}
+
+
+def test_gptqmodel_unpacks_awq_alike(low_bit):
+    packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils", reason="the oracle of AWQ's files")
+    import torch
+
+    w = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    dense, parts = low_bit.awq()(w, np.random.default_rng(0))
+    parts = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
+    theirs = packing.dequantize_gemm(**parts, bits=4, group_size=32)
+    np.testing.assert_allclose(theirs.float().numpy().T, dense, rtol=1e-3, atol=1e-6)  # it multiplies in float16
+
+
+COMPRESSED = {
+    "4 bits": (dict(), {"q4g32"}),
+    "4 bits, asymmetric": (dict(sym=False, group=64), {"q4g64z", "q4z"}),
+    "8 bits, by rows": (dict(bits=8, group=-1), {"nibbles"}),
+    "3 bits": (dict(bits=3), {"q3g32"}),
+    "in order": (dict(sym=False, ordered=True), {"ordered-q4g32z"}),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed_tensors(name, tmp_path, low_bit):
+    how, formats = COMPRESSED[name]
+    reference = low_bit.quantized(
+        tmp_path, low_bit.compressed(**how), low_bit.compressed_settings(how.get("group", 32))
+    )
+    assert agrees(tmp_path, reference, "compressed-tensors") == formats
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_compressed_tensors_packs_alike(bits, low_bit):
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="the oracle of its files"
+    )
+    import torch
+
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (5, 96))
+    theirs = helpers.pack_to_int32(torch.from_numpy(codes - (1 << bits - 1)).to(torch.int8), bits)
+    np.testing.assert_array_equal(low_bit.stream(codes, bits), theirs.numpy())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "how", "kind", "format"),
+    [
+        ("planes", dict(), "bcq", "bcq3g32z"),
+        ("planes", dict(count=2, offset=False), "bcq", "bcq2g32"),
+        ("dual", dict(), "db-llm", "dbg32"),
+    ],
+)
+def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, getattr(low_bit, recipe)(**how))
+    assert agrees(tmp_path, reference, kind, exact=False) == {format}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change"),
+    [
+        *[("planes", drop(name)) for name in ("alpha",)],
+        *[("planes", cut(name)) for name in ("alpha", "q_bias", "bW")],
+        ("planes", put("alpha", 0, np.nan)),
+        *[("dual", drop(name)) for name in ("wb2", "alpha1")],
+        *[("dual", cut(name)) for name in ("wb1", "alpha2")],
+        ("dual", put("alpha2", 0, np.inf)),
+        *[("compressed", drop(name)) for name in ("weight_scale", "weight_shape")],
+        *[("compressed", cut(name)) for name in ("weight_packed", "weight_scale", "weight_shape")],
+        ("compressed", put("weight_shape", 1, 1 << 60)),
+        ("compressed", put("weight_scale", 0, np.nan)),
+        *[("awq", drop(name)) for name in ("qzeros", "scales")],
+        *[("awq", cut(name)) for name in ("qweight", "qzeros", "scales")],
+    ],
+)
+def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
+    said = {
+        "compressed": low_bit.compressed_settings(),
+        "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}},
+    }
+    low_bit.quantized(tmp_path, getattr(low_bit, recipe)(), said.get(recipe))
+    damaged(tmp_path, change)
+    with pytest.raises((CorruptModelError, UnsupportedModelError)):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"quant_method": "awq", "version": "gemv"}, "gemv"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+    ],
+)
+def test_other_layouts_are_refused_by_name(tmp_path, low_bit, said, says):
+    low_bit.quantized(tmp_path, low_bit.awq(), {"quantization_config": said})
+    with pytest.raises(UnsupportedModelError, match=says) as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.hint
+
+
+words = st.sampled_from(["gptq", "gptq_v2", "gemm"])
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | words,
+    lambda some: st.lists(some, max_size=2) | st.dictionaries(st.sampled_from(["weights", "a"]), some, max_size=2),
+    max_leaves=4,
+)
+KEYS = [
+    "bits",
+    "group_size",
+    "format",
+    "checkpoint_format",
+    "desc_act",
+    "dynamic",
+    "version",
+    "config_groups",
+    "w_bits",
+]
+PARTS = [
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_shape",
+    "wscale",
+    "wbias",
+    "weight_clip_val",
+]
+PARTS += ["u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"]
+SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
+
+
+@given(
+    st.sampled_from(["gptq", "awq", "compressed-tensors", None]),
+    st.dictionaries(st.sampled_from(KEYS), anything),
+    st.dictionaries(
+        st.sampled_from(PARTS),
+        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8"]), SHAPES),
+        max_size=6,
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_parts_and_settings_are_read_or_refused(tmp_path_factory, method, said, parts):
+    folder = tmp_path_factory.getbasetemp() / "kinds"
+    folder.mkdir(exist_ok=True)
+    config = {"model_type": "llama", **said}
+    if method:
+        config["quantization_config"] = {"quant_method": method, **said, "format": said.get("format", "pack-quantized")}
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = {f"q.{name}": np.ones(shape, dtype) for name, (dtype, shape) in parts.items()}
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
+    with contextlib.suppress(LutraError):
+        read_all(folder)

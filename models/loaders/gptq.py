@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, Grid, group_of, part, take_parts
+from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
@@ -68,7 +68,7 @@ def _settings(source: Source, quantized: bool) -> dict[str, Any] | None:
 
 def _entry(source: Source, stem: str, settings: dict[str, Any], first: bool) -> Entry:
     parts = take_parts(source, stem, ("qweight", "qzeros", "scales", "g_idx"))
-    weight, zeros = (part(parts, stem, name, ("I32", "U32")) for name in ("qweight", "qzeros"))
+    weight, zeros = (part(parts, stem, name, WORDS) for name in ("qweight", "qzeros"))
     scales = part(parts, stem, "scales", FLOATS)
     groups, rows = scales.shape
     index = _index(parts, stem)
@@ -78,24 +78,18 @@ def _entry(source: Source, stem: str, settings: dict[str, Any], first: bool) -> 
     group = group_of(stem, cols, groups, settings.get("group_size"))
 
     def codes() -> np.ndarray:
-        return unpack_words(_array(weight).T, bits, cols, spaced)
+        return unpack_words(array_of(weight).T, bits, cols, spaced)
 
     def zero() -> np.ndarray:
-        return np.ascontiguousarray(_zeros(_array(zeros), bits, rows, spaced, first).T.astype(np.float32))
+        return np.ascontiguousarray(_zeros(array_of(zeros), bits, rows, spaced, first).T.astype(np.float32))
 
     def scale() -> np.ndarray:
         return np.ascontiguousarray(to_float32(scales.read()).T)
 
     if index is None and groups > 1 and settings.get("desc_act"):
         raise CorruptModelError(f"{stem!r:.80} has no g_idx, which its desc_act needs", "is the download complete?")
-    order = _order(stem, index, cols, group)
+    order = order_of(stem, index, cols, group)
     return Grid(stem, bits, (rows, cols), group, codes, scale, zero, order).entry()
-
-
-def _array(entry: Entry) -> np.ndarray:
-    array = entry.read()
-    assert isinstance(array, np.ndarray)
-    return array
 
 
 def _packing(
@@ -132,17 +126,4 @@ def _zeros(words: np.ndarray, bits: int, rows: int, spaced: bool, first: bool) -
 
 
 def _index(parts: dict[str, Entry], stem: str) -> np.ndarray | None:
-    return _array(part(parts, stem, "g_idx", ("I32", "I64"), rank=1)) if "g_idx" in parts else None
-
-
-def _order(stem: str, index: np.ndarray | None, cols: int, group: int) -> np.ndarray | None:
-    """The columns group by group, or None if they lie so already."""
-    if index is None:
-        return None
-    due = np.arange(cols) // group if group else np.zeros(cols, np.int64)
-    if np.array_equal(index, due):
-        return None
-    order = np.argsort(index, kind="stable")
-    if not np.array_equal(index[order], due):
-        raise CorruptModelError(f"{stem!r:.80}: g_idx does not name {group or cols} of {cols} columns for every group")
-    return order.astype(np.int32)
+    return array_of(part(parts, stem, "g_idx", ("I32", "I64"), rank=1)) if "g_idx" in parts else None

@@ -15,10 +15,23 @@ from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, Matrix, to_float32
 from lutra.runtime.formats.nibbles import halves
 
-__all__ = ["Grid", "group_of", "part", "take_parts"]
+__all__ = [
+    "FLOATS",
+    "KEPT",
+    "WORDS",
+    "Grid",
+    "array_of",
+    "group_of",
+    "is_half",
+    "kept_of",
+    "order_of",
+    "part",
+    "take_parts",
+]
 
 KEPT = (128, 64, 32)  # groups of columns that our formats have
 FLOATS = ("F16", "BF16", "F32")
+WORDS = ("I32", "U32")
 
 
 def take_parts(source: Source, stem: str, names: tuple[str, ...]) -> dict[str, Entry]:
@@ -39,6 +52,13 @@ def part(parts: dict[str, Entry], stem: str, name: str, dtypes: tuple[str, ...],
     return entry
 
 
+def array_of(entry: Entry) -> np.ndarray:
+    """What a part's file holds."""
+    array = entry.read()
+    assert isinstance(array, np.ndarray)
+    return array
+
+
 def group_of(stem: str, cols: int, groups: int, said: object) -> int:
     """Columns that share a scale, 0 for all. said: what the configuration says, -1 for all of a row.
 
@@ -53,6 +73,38 @@ def group_of(stem: str, cols: int, groups: int, said: object) -> int:
             f"{stem!r:.80} has {groups} groups of scales for {cols} columns in groups of {said!r:.20}"
         )
     return cols // groups
+
+
+def order_of(stem: str, index: np.ndarray | None, cols: int, group: int) -> np.ndarray | None:
+    """The columns group by group, or None if they lie so already. index: the group of each, or None.
+
+    Raises CorruptModelError for groups of the wrong size.
+    """
+    if index is None:
+        return None
+    due = np.arange(cols) // group if group else np.zeros(cols, np.int64)
+    if np.array_equal(index, due):
+        return None
+    order = np.argsort(index, kind="stable")
+    if not np.array_equal(index[order], due):
+        raise CorruptModelError(f"{stem!r:.80}: g_idx does not name {group or cols} of {cols} columns for every group")
+    return order.astype(np.int32)
+
+
+def kept_of(stem: str, group: int) -> int:
+    """The largest groups of our formats that lie within groups of so many columns; UnsupportedModelError if none do."""
+    kept = next((n for n in KEPT if not group % n), None)
+    if kept is None:
+        raise UnsupportedModelError(
+            f"{stem!r:.80} has groups of {group} columns; lutra reads rows and multiples of {KEPT[-1]}"
+        )
+    return kept
+
+
+def is_half(x: np.ndarray) -> bool:
+    """Whether float16, as which formats keep what belongs to groups, holds these numbers."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(x, x.astype(np.float16))
 
 
 @dataclass(frozen=True)
@@ -77,26 +129,16 @@ class Grid:
 
         Raises UnsupportedModelError for groups of a size that no format has.
         """
-        kept = next((n for n in KEPT if not self.group % n), None) if self.group else 0
-        if kept is None:
-            raise UnsupportedModelError(
-                f"{self.stem!r:.80} has groups of {self.group} columns; lutra reads rows and multiples of {KEPT[-1]}"
-            )
+        kept = kept_of(self.stem, self.group) if self.group else 0
         scale = self.scale()
         if not np.isfinite(scale).all():
             raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
-        if self.group and not self._is_half(scale):
+        if self.group and not (is_half(scale) and is_half(16 * scale if self.bits == 8 else scale)):
             return Entry("F32", self.shape, lambda: to_float32(self._matrix(kept)))
         middle = (self.zero() == 1 << self.bits - 1).all()
         base = "nibbles" if self.bits == 8 else f"q{self.bits}"
         format = f"{base}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
         return Entry(format if self.order is None else f"ordered-{format}", self.shape, lambda: self._matrix(kept))
-
-    def _is_half(self, scale: np.ndarray) -> bool:
-        """Whether float16, as which formats keep the scales of groups, holds these."""
-        largest = 16 * scale if self.bits == 8 else scale
-        with np.errstate(over="ignore"):
-            return all(np.array_equal(x, x.astype(np.float16)) for x in (scale, largest))
 
     def _matrix(self, kept: int) -> Matrix:
         codes = self.codes()
