@@ -79,8 +79,8 @@ def add_cache_type(group: argparse._ArgumentGroup) -> None:
     """--cache-type and llama.cpp's names of it."""
     names = ("--cache-type", "--cache-type-k", "--cache-type-v", "-ctk", "-ctv")
     group.add_argument(*names, type=lambda text: text.removesuffix("_0"), choices=("f32", "f16", "q8", "q4"),
-                       default="f32", metavar="TYPE", action=_OneType, dest="cache_type",
-                       help="KV cache: f32; f16, q8, q4 take 1/2, 1/4, 1/7 of the memory")  # fmt: skip
+                       default="f16", metavar="TYPE", action=_OneType, dest="cache_type",
+                       help="KV cache: f16; f32 takes twice the memory, q8 a half, q4 a quarter")  # fmt: skip
 
 
 def add_sampling_arguments(parser: Parser) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from lutra.runtime import memory
+
 __all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType"]
 
 LANES = 16  # positions in a vector of keys
 GROUP = 32  # columns that share a scale
 SPAN = 256  # positions that attention takes as one
 SPLIT_ROWS = 8  # rows of a step that it takes span by span
-ALIGN = 64
 
 f32 = np.float32
 
@@ -102,9 +103,7 @@ class Cache:
         self.type = t = KV_TYPES[kv_type]
         blocks = -(-n_ctx // LANES)
         size = blocks * LANES * t.row_bytes(head_dim)
-        memory = np.empty(layers * 2 * kv_heads * size + ALIGN, np.uint8)
-        begin = -memory.ctypes.data % ALIGN
-        self.memory = memory[begin : begin + memory.size - ALIGN].reshape(layers, 2, kv_heads, size)
+        self.memory = memory.zeros(layers * 2 * kv_heads * size).reshape(layers, 2, kv_heads, size)
         pieces = heads * -(-n_ctx // SPAN) * (t.columns(head_dim) + 2)
         self.work = np.zeros(SPLIT_ROWS * (kv_heads + pieces), np.float32)
         # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales].

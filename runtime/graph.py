@@ -65,10 +65,10 @@ class Node:
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in the order they were recorded, which is an order they can run in."""
+    """Nodes in the order they were recorded, which is an order they can run in. known: each by what it was made of."""
 
     nodes: list[Node] = field(default_factory=list)
-    _known: dict[Any, Node] = field(default_factory=dict)
+    known: dict[Any, Node] = field(default_factory=dict, repr=False)
 
     def symbol(self, cols: int, dtype: Any, outputs: bool = False) -> Symbol:
         """A new input of the graph."""
@@ -80,7 +80,7 @@ class Graph:
         An op on the same arrays gives the same again, unless it looks into the session: that is not recorded twice.
         """
         key = (name, *map(id, args), *attrs.items())
-        if known := self._known.get(key):
+        if known := self.known.get(key):
             return _result(known)
         rows = [a.outputs for a in args if isinstance(a, Symbol)]
         if len(set(rows)) > 1:
@@ -90,7 +90,7 @@ class Graph:
         node = Node(name, tuple(args), attrs, outs, outputs, local)
         self.nodes.append(node)
         if not any(isinstance(a, StateSymbol) for a in args):
-            self._known[key] = node
+            self.known[key] = node
         return _result(node)
 
 

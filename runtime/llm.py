@@ -44,7 +44,7 @@ class LLM:
     path: a directory that ``lutra convert`` wrote, a Hugging Face directory, a llama2.c file or its folder; None
     is the built-in model. n_ctx: tokens that prompt and answer may have together; None is as many as the model
     knows and memory holds. n_threads: None is all CPUs that this process may use. seed: makes sampling repeat.
-    kv_type: "f32", or "f16", "q8", "q4" for a context of half, a quarter, a seventh of the memory.
+    kv_type: how keys and values are stored: "f16", or "f32", "q8", "q4" for twice, half, a quarter of the memory.
 
     Raises ModelNotFoundError, UnsupportedModelError, CorruptModelError, OutOfMemoryError. May be used from several
     threads. Close it, or use it in ``with``, to free its threads and memory.
@@ -57,7 +57,7 @@ class LLM:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         seed: int | None = None,
-        kv_type: str = "f32",
+        kv_type: str = "f16",
     ):
         self.model = Model.load(resolve(path), threads=n_threads, kv_type=kv_type)
         self._n_ctx, self._name = n_ctx, str(path or "default")

@@ -1,13 +1,17 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and memory that is not taken before it is written."""
 
 from __future__ import annotations
 
+import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from lutra.runtime.errors import OutOfMemoryError
 
-__all__ = ["available", "require"]
+__all__ = ["available", "require", "zeros"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,6 +32,22 @@ def require(nbytes: int, purpose: str, hint: str | None = None) -> None:
     free = available()
     if free is not None and nbytes > free:
         raise OutOfMemoryError(f"{purpose} needs {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", hint)
+
+
+def zeros(nbytes: int) -> np.ndarray:
+    """Zeros, uint8 [nbytes], that take a page where one is first written, and no huge one, as numpy's own would.
+
+    They begin at a page. Raises OutOfMemoryError where the system grants no such range.
+    """
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if hasattr(mmap, "MAP_PRIVATE") else 0
+    try:
+        memory = mmap.mmap(-1, nbytes, flags=private) if private else mmap.mmap(-1, nbytes)
+    except (OSError, OverflowError) as error:
+        raise OutOfMemoryError(f"{nbytes / 1e9:.2f} GB of memory are not to be had: {error}") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def _from_meminfo() -> int | None:

@@ -164,7 +164,7 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
         zero = 0 if matrix.zero is None else matrix.zero[:, own]
         return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
     if isinstance(matrix, Codebook):
-        return [(matrix.values[matrix.codes[:, columns]].astype(np.float64), matrix.scale[:, own], 0, None)]
+        return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scale[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
     planes = zip(matrix.bits[:, :, columns], matrix.scale[:, :, own], offsets, strict=False)
     return [(bits, scale, matrix.zero, offset) for bits, scale, offset in planes]

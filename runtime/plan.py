@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lutra import native
-from lutra.runtime import passes
+from lutra.runtime import memory, passes
 from lutra.runtime.formats import Packed
 from lutra.runtime.graph import Graph, Node, StateSymbol, Symbol
 
@@ -42,10 +42,12 @@ class Plan:
             logits: _Place(native.LOGITS, 0, logits.cols * logits.dtype.itemsize),
         }
         scratch = self._place(stages)
-        self.scratch = np.zeros(scratch + ALIGN, np.uint8)
+        self.scratch = memory.zeros(scratch + ALIGN)
         self._kept: list[Any] = []  # arrays whose addresses the plan holds
         ops = [self._op(node, joined=i > 0) for stage in stages for i, node in enumerate(stage)]
         self.native = native.Plan(engine, ops, self._kept)
+        graph.nodes.clear()  # nodes and symbols hold each other, and the weights: those go with the plan
+        graph.known.clear()
 
     def _place(self, stages: list[list[Node]]) -> int:
         """Give every symbol its bytes of the scratch memory; returns how many there are.

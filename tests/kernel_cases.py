@@ -269,7 +269,6 @@ def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Pack
     return formats.pack(normal(rng, rows, cols) if kind == "normal" else mixed(rng, rows, cols, most=6e4), format)
 
 
-VALUES = {"nf4": formats.codec("nf4g64").values, "mxf": formats.codec("mxfp4")._FORMAT.values}
 TERNARY = Coded(np.array([[-1, 0, 1]], np.int8), np.ones((1, 1), f32))
 
 
@@ -278,14 +277,8 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
     codec = formats.codec(format)
     if hasattr(codec, "planes") and codec.KERNEL == "bcq":
         return formats.pack(planes(rng, codec, rows, cols, kind), format)
-    if codec.KERNEL == "c4":
-        codes = (
-            rng.choice([0, 15], (rows, 1)).repeat(cols, 1) if kind == "extremes" else rng.integers(0, 16, (rows, cols))
-        )
-        scale = normal(rng, rows, -(-cols // codec.ACT_GROUP)).astype(np.float16).astype(f32)
-        return formats.pack(
-            Codebook(codes.astype(np.uint8), np.array(VALUES[format[:3]], f32), scale, codec.ACT_GROUP), format
-        )
+    if codec.KERNEL in ("c3", "c4"):
+        return formats.pack(codebook(rng, getattr(codec, "_FORMAT", codec), rows, cols, kind), format)
     levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
@@ -301,6 +294,16 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
     return formats.pack(Coded(codes.astype(np.uint8 if levels else np.int8), scale.astype(f32), zero, group), format)
 
 
+def codebook(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Codebook:
+    last = len(codec.values) - 1
+    codes = rng.integers(0, last + 1, (rows, cols), dtype=np.uint8)
+    if kind == "extremes":
+        codes[:] = rng.choice([0, last // 2, last // 2 + 1, last], (rows, 1))
+    scale = normal(rng, rows, -(-cols // codec.ACT_GROUP)).astype(np.float16).astype(f32)
+    own = rng.choice(codec.own, scale.shape).astype(f32) if codec.own else None
+    return Codebook(codes, np.array(codec.values, f32), scale, codec.ACT_GROUP, own)
+
+
 def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
     bits = rng.integers(0, 2, (codec.planes, rows, cols), dtype=np.uint8)
     if kind == "extremes":
@@ -311,7 +314,7 @@ def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
 
 def variants(format: str) -> list[str]:
     """The formats of a family, or the one there is."""
-    suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128z", "4g128"]
+    suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128", "3g128z", "4g128"]
     suffixes = [suffix for suffix in suffixes if FAMILIES.get(format, lambda _: None)(suffix)]
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
@@ -391,8 +394,9 @@ def magnitudes(matrix: Any) -> np.ndarray:
     if isinstance(matrix, Coded):
         return formats.to_float32(matrix)
     if isinstance(matrix, Codebook):  # digits from 0 around a zero in the middle
-        largest = np.abs(matrix.values).max()
-        return formats.to_float32(replace(matrix, values=np.full(16, 3 * largest, f32), scale=np.abs(matrix.scale)))
+        largest = np.abs(matrix.looked_up).max(initial=0) + np.nanmax(np.abs(matrix.values))
+        values = np.full_like(matrix.values, 3 * largest)
+        return formats.to_float32(replace(matrix, values=values, scale=np.abs(matrix.scale), own=None))
     offset = None if matrix.offset is None else np.abs(matrix.offset)
     return formats.to_float32(
         replace(matrix, bits=np.ones_like(matrix.bits), scale=np.abs(matrix.scale), zero=0.0, offset=offset)

@@ -437,7 +437,7 @@ def test_ctrl_d_leaves_and_no_history_is_kept(model: str, tmp_path: Path) -> Non
 
 def test_speeds_on_a_terminal_are_grey_unless_unwanted(model: str) -> None:
     for environment, quiet, shown in (({}, [], True), ({"NO_COLOR": "1"}, [], False), ({}, ["--quiet"], False)):
-        terminal = Terminal("run", model, "Hi", "-n", "3", *quiet, **environment)
+        terminal = Terminal("run", model, "Hi", "-n", "3", "--temp", "0", *quiet, **environment)
         end = time.monotonic() + 20
         try:
             while time.monotonic() < end:

@@ -15,8 +15,6 @@ from lutra.runtime.formats import (
     Planes,
     Stacked,
     littlebit,
-    mxfp4,
-    nf4,
     rows,
     to_float32,
 )
@@ -213,19 +211,28 @@ def test_binary_planes_are_what_the_papers_say():
         formats.pack(to_float32(dual), "dbg32")
 
 
-@given(st.sampled_from(["nf4g64", "nf4g32", "mxfp4"]), sizes, st.integers(1, 200), st.integers(0, 9))
+@given(
+    st.sampled_from(["nf4g64", "nf4g32", "mxfp4", "bitmod3g128", "bitmod4g32"]),
+    sizes,
+    st.integers(1, 200),
+    st.integers(0, 9),
+)
 @settings(max_examples=60, deadline=None)
 def test_codebooks_return_every_matrix(format, rows, cols, seed):
     codec, rng = formats.codec(format), np.random.default_rng(seed)
-    values = np.array(nf4.VALUES if format.startswith("nf4") else mxfp4._FORMAT.values, np.float32)
-    codes = rng.integers(0, 16, (rows, cols), dtype=np.uint8)
+    known = getattr(codec, "_FORMAT", codec)
+    values = np.array(known.values, np.float32)
+    codes = rng.integers(0, len(values), (rows, cols), dtype=np.uint8)
     scale = 2.0 ** rng.integers(-12, 9, (rows, -(-cols // codec.ACT_GROUP))).astype(np.float32)
-    matrix = Codebook(codes, values, scale, codec.ACT_GROUP)
+    own = rng.choice(known.own, scale.shape).astype(np.float32) if known.own else None
+    matrix = Codebook(codes, values, scale, codec.ACT_GROUP, own)
     assert codec.accepts(matrix)
     again = formats.pack(matrix, format).check("x").matrix
     np.testing.assert_array_equal(again.codes, codes)
     np.testing.assert_array_equal(again.scale, scale)
-    np.testing.assert_allclose(again.values, values, atol=0 if format == "mxfp4" else 1 / 16000)
+    np.testing.assert_allclose(again.values, values, atol=1 / 16000 if format.startswith("nf4") else 0)
+    if own is not None:
+        np.testing.assert_array_equal(again.own, own)
 
 
 @pytest.mark.parametrize(("format", "gap"), [("nf4g64", 0.305), ("mxfp4", 2.0)])
@@ -237,6 +244,25 @@ def test_floats_round_to_the_nearest_value(format, gap):
     assert np.mean((to_float32(matrix) - x) ** 2) < 0.015
     with pytest.raises(ValueError, match="another codebook"):
         formats.pack(Codebook(matrix.codes, matrix.values + 1, matrix.scale, matrix.group), format)
+
+
+@pytest.mark.parametrize(
+    ("format", "fixed", "chosen"),
+    [("bitmod3g32", [0, 1, 2, 4], [3, -3, 6, -6]), ("bitmod4g32", [0, 1, 2, 3, 4, 6, 8, 12], [10, -10, 16, -16])],
+)
+def test_bitmod_takes_the_best_of_four_values_in_every_group(format, fixed, chosen):
+    x = np.random.default_rng(0).standard_normal((7, 64)).astype(np.float32)
+    groups = x.reshape(7, 2, 32)
+    errors = []
+    for own in chosen:
+        values = np.array([*fixed, *(-v for v in fixed), own])
+        scale = (np.abs(groups).max(axis=2) / np.abs(values).max()).astype(np.float16).astype(np.float32)
+        nearest = np.abs(groups[..., None] / scale[..., None, None] - values).argmin(axis=3)
+        errors.append(((values[nearest] * scale[..., None] - groups) ** 2).sum(axis=2))
+    matrix = formats.pack(x, format).matrix
+    error = ((to_float32(matrix) - x).reshape(7, 2, 32) ** 2).sum(axis=2)
+    np.testing.assert_allclose(error, np.min(errors, axis=0), rtol=1e-4)
+    assert len(np.unique(matrix.own)) > 1
 
 
 def test_littlebit_is_what_the_paper_says():

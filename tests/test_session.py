@@ -1,7 +1,9 @@
 """Sessions: many per model, forked, rewound, saved, cancelled; and nothing lost when something goes wrong."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -224,3 +226,16 @@ def test_close_waits_for_the_step_that_runs():
     m.close()
     thread.join(10)
     assert closed.is_set()
+
+
+def test_weights_go_with_their_model():
+    gc.disable()
+    try:
+        m = tiny.model(bitnet)
+        m.session(8).feed([1, 2])
+        weights = [weakref.ref(weight) for weight in m.weights.values()]
+        m.close()
+        del m
+        assert all(weight() is None for weight in weights)
+    finally:
+        gc.enable()

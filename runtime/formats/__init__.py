@@ -139,18 +139,23 @@ def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
 class Codebook:
     """A matrix whose elements are looked up: W[o, i] = values[codes[o, i]] * scale[o, i // group].
 
-    codes: uint8 [out, in]. values: float32 [16]. scale: float32 [out, groups]. group: columns that share a scale.
+    codes: uint8 [out, in]. values: float32 [8] or [16]. scale: float32 [out, groups]. group: columns that share a
+    scale. own: float32 [out, groups], the value of the one code whose value is NaN; None: there is none.
     """
 
     codes: np.ndarray
     values: np.ndarray
     scale: np.ndarray
     group: int
+    own: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.codes), -(-self.codes.shape[1] // self.group))
-        if self.scale.shape != shape or self.values.shape != (16,) or self.codes.max(initial=0) > 15:
-            raise ValueError(f"codes of {self.codes.shape} need 16 values, codes below 16, and scales of {shape}")
+        fits = self.codes.max(initial=0) < len(self.values) in (8, 16)
+        if self.scale.shape != shape or not fits or (self.own is not None and self.own.shape != shape):
+            raise ValueError(f"codes of {self.codes.shape} need 8 or 16 values for all of them, and scales of {shape}")
+        if np.isnan(self.values).sum() != (self.own is not None):
+            raise ValueError("a value of the groups' own is one code's")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -158,7 +163,15 @@ class Codebook:
         return self.codes.shape  # type: ignore[return-value]
 
     def __getitem__(self, rows: Any) -> Codebook:
-        return replace(self, codes=self.codes[rows], scale=self.scale[rows])
+        return replace(self, codes=self.codes[rows], scale=self.scale[rows], own=_rows(self.own, rows))
+
+    @cached_property
+    def looked_up(self) -> np.ndarray:
+        """Every code's value, unscaled: float32 [out, in]."""
+        found = self.values[self.codes]
+        if self.own is None:
+            return found
+        return np.where(np.isnan(found), self.own[:, np.arange(found.shape[1]) // self.group], found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +223,7 @@ def to_float32(x: Matrix) -> np.ndarray:
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
         return values if x.offset is None else values + x.offset[:, own]
     if isinstance(x, Codebook):
-        return x.values[x.codes] * x.scale[:, np.arange(x.shape[1]) // x.group]
+        return x.looked_up * x.scale[:, np.arange(x.shape[1]) // x.group]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
     if isinstance(x, Stacked):

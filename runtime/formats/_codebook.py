@@ -1,18 +1,22 @@
-"""4-bit codes of a codebook of 16 values, with a scale per group of columns: NF4, MXFP4.
+"""Codes of a codebook of 8 or 16 values, with a scale per group of columns: NF4, MXFP4, BitMoD.
 
-Codes lie as in q4 (_uniform.py). Kernels see a value as one or two digits of 7 bits, so any 16 values are held to
+Codes lie as in q3 or q4 (_uniform.py). Kernels see a value as one or two digits of 7 bits, so any values are held to
 1/8191 of the largest, and small integers exactly:
 
     value = sum over d of weight_d * (table_d[code] - zero_d)
 
-    data    uint8    [blocks, chunks * 256]
-    scale   float16  [blocks, groups * 16]
+One code may stand for a value that each group chooses: that is one digit more, 1 for this code, whose weight the group
+gives.
+
+    data    uint8    [blocks, chunks * bits * 64]
+    scale   float16  [blocks, groups * 16]; [blocks, groups * 32] if groups have a value of their own, which follows
     table   uint8    [planes * 16], 0..127
     digits  float32  [planes * 2], weight and zero of each
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,48 +24,68 @@ import numpy as np
 from lutra.runtime.formats import Codebook, Matrix, to_float32
 from lutra.runtime.formats._uniform import ROWS, Uniform, by_block, by_row
 
-_CODES = Uniform("q4", 4)
 _AT_ONCE = 512  # rows packed together: few enough to stay in cache
 
 
 @dataclass(frozen=True)
-class Values16:
-    """One format of the family. values: those of codes 0..15; digits: how many tables they take."""
+class Values:
+    """One format of the family. values: those of the codes from 0; digits: how many tables they take.
+
+    own: what a group can choose from for the code whose value is NaN.
+    """
 
     values: tuple[float, ...]
     ACT_GROUP: int
     digits: int
-    KERNEL: str = "c4"
+    own: tuple[float, ...] = ()
+
+    @property
+    def _codes(self) -> Uniform:
+        return Uniform("q", len(self.values).bit_length() - 1)
+
+    @property
+    def KERNEL(self) -> str:  # noqa: N802: as every format has it
+        """c3 or c4"""
+        return f"c{self._codes.bits}"
 
     def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The parts of a [rows, cols] matrix."""
-        groups = -(-cols // self.ACT_GROUP)
+        groups, planes = -(-cols // self.ACT_GROUP), self.digits + bool(self.own)
         return {
-            "data": _CODES.layout(rows, cols)["data"],
-            "scale": (np.float16, (-(-rows // ROWS), groups * ROWS)),
-            "table": (np.uint8, (self.digits * 16,)),
-            "digits": (np.float32, (self.digits * 2,)),
+            "data": self._codes.layout(rows, cols)["data"],
+            "scale": (np.float16, (-(-rows // ROWS), groups * ROWS * (2 if self.own else 1))),
+            "table": (np.uint8, (planes * 16,)),
+            "digits": (np.float32, (planes * 2,)),
         }
 
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
         values = np.array(self.values)
+        own = np.isnan(values)
+        values[own] = 0
         if self.digits == 1:  # multiples of a unit
             unit = np.abs(values[values != 0]).min()
-            table, zero = values / unit, -values.min() / unit
-            return (table + zero).astype(np.uint8), np.array([unit, zero], np.float32)
-        unit = np.abs(values).max() / 8191
-        whole = np.rint(values / unit).astype(int) + 8192
-        return np.concatenate([whole >> 7, whole & 127]).astype(np.uint8), np.array(
-            [128 * unit, 64, unit, 0], np.float32
-        )
+            digits = [(values / unit - values.min() / unit, unit, -values.min() / unit)]
+        else:
+            unit = np.abs(values).max() / 8191
+            whole = np.rint(values / unit).astype(int) + 8192
+            digits = [(whole >> 7, 128 * unit, 64), (whole & 127, unit, 0)]
+        if self.own:
+            digits.append((own, 1, 0))
+        table = np.zeros((len(digits), 16), np.uint8)
+        for row, (digit, _, _) in zip(table, digits, strict=True):
+            row[: len(values)] = digit
+        return table.reshape(-1), np.array([each[1:] for each in digits], np.float32).reshape(-1)
 
     def accepts(self, matrix: object) -> bool:
         """Whether the matrix has these values, and scales that float16 holds."""
-        if not isinstance(matrix, Codebook) or matrix.group != self.ACT_GROUP:
+        if not isinstance(matrix, Codebook) or not self._same(matrix):
             return False
         with np.errstate(over="ignore"):
-            same = np.array_equal(matrix.scale, matrix.scale.astype(np.float16))
-        return same and np.array_equal(matrix.values, np.array(self.values, np.float32))
+            return all(np.array_equal(x, x.astype(np.float16)) for x in (matrix.scale, matrix.own) if x is not None)
+
+    def _same(self, matrix: Codebook) -> bool:
+        values = np.array(self.values, np.float32)
+        return matrix.group == self.ACT_GROUP and np.array_equal(matrix.values, values, equal_nan=True)
 
     def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
         """The parts of a matrix: codes as they are, floats rounded to the nearest value; ValueError for others."""
@@ -71,31 +95,63 @@ class Values16:
         for begin in range(0, rows, _AT_ONCE):
             some = matrix[begin : begin + _AT_ONCE]
             book = some if isinstance(some, Codebook) else self._nearest(to_float32(some))
-            if book.group != self.ACT_GROUP or not np.array_equal(book.values, np.array(self.values, np.float32)):
+            if not self._same(book):
                 raise ValueError("another codebook")
             blocks = slice(begin // ROWS, begin // ROWS - (-len(book.codes) // ROWS))
-            parts["data"][blocks], parts["scale"][blocks] = _CODES.pack_codes(book.codes), by_block(book.scale)
+            parts["data"][blocks] = self._codes.pack_codes(book.codes)
+            parts["scale"][blocks] = by_block(_side_by_side(book.scale, book.own))
         if not np.isfinite(parts["scale"]).all():
             raise ValueError("scales beyond float16's range")
         return parts
 
     def _nearest(self, floats: np.ndarray) -> Codebook:
-        """Every float's nearest value, when the largest of a group meets the largest value."""
+        """Every float's nearest value, when the largest of a group meets the largest value.
+
+        Of values to choose from, a group takes the one that leaves the least squared error (BitMoD: Chen et al. 2025,
+        section III).
+        """
         (rows, cols), group = floats.shape, self.ACT_GROUP
-        padded = np.zeros((rows, -(-cols // group) * group), np.float32)
-        padded[:, :cols] = floats
-        values = np.array(self.values, np.float32)
-        scale = np.abs(padded.reshape(rows, -1, group)).max(axis=2) / np.abs(values).max()
-        scale = scale.astype(np.float16).astype(np.float32)
-        order = np.argsort(values, kind="stable")
-        middle = (values[order][1:] + values[order][:-1]) / 2
-        wanted = floats / np.where(scale == 0, np.float32(1), scale)[:, np.arange(cols) // group]
-        codes = order[np.searchsorted(middle, wanted)].astype(np.uint8)
-        return Codebook(codes, values, scale, group)
+        padded = np.zeros((rows, -(-cols // group), group), np.float32)
+        padded.reshape(rows, -1)[:, :cols] = floats
+        best: tuple[np.ndarray, ...] = ()
+        for own in self.own or (None,):
+            codes, scale, error = _rounded(padded, [own if np.isnan(v) else v for v in self.values])  # type: ignore[misc]
+            found = (error, codes, scale, np.full_like(scale, own or 0))
+            worse = best[0] <= error if best else np.zeros_like(error, bool)
+            best = tuple(
+                np.where(worse.reshape(worse.shape + (1,) * (b.ndim - 2)), a, b)
+                for a, b in zip(best or found, found, strict=True)
+            )
+        _, codes, scale, chosen = best
+        flat = codes.reshape(rows, -1)[:, :cols]
+        return Codebook(flat, np.array(self.values, np.float32), scale, group, chosen if self.own else None)
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Codebook:
         """The matrix again, its values as the tables hold them. Every byte means something: none is invalid."""
-        digits = parts["digits"].reshape(-1, 2).astype(float)
-        values = ((parts["table"].reshape(-1, 16) - digits[:, 1:]) * digits[:, :1]).sum(axis=0).astype(np.float32)
-        codes = _CODES.unpack_codes(parts["data"], rows, cols)
-        return Codebook(codes, values, by_row(parts["scale"], rows), self.ACT_GROUP)
+        digits, tables = parts["digits"].reshape(-1, 2).astype(float), parts["table"].reshape(-1, 16)
+        known = slice(self.digits)
+        values = ((tables[known] - digits[known, 1:]) * digits[known, :1]).sum(axis=0).astype(np.float32)
+        grids = by_row(parts["scale"], rows)
+        own = None
+        if self.own:
+            values[tables[-1] == 1] = np.nan
+            grids, own = grids[:, ::2], grids[:, 1::2]
+        codes = self._codes.unpack_codes(parts["data"], rows, cols)
+        return Codebook(codes, values[: len(self.values)], grids, self.ACT_GROUP, own)
+
+
+def _side_by_side(scale: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+    """[rows, groups], or [rows, groups * 2] where each scale is followed by its group's own value."""
+    return scale if own is None else np.stack([scale, own], axis=2).reshape(len(scale), -1)
+
+
+def _rounded(groups: np.ndarray, values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Floats [rows, groups, columns] as the codes of the nearest values; scales and squared errors [rows, groups]."""
+    known = np.array(values, np.float32)
+    scale = np.abs(groups).max(axis=2) / np.abs(known).max()
+    scale = scale.astype(np.float16).astype(np.float32)
+    order = np.argsort(known, kind="stable")
+    middle = (known[order][1:] + known[order][:-1]) / 2
+    codes = order[np.searchsorted(middle, groups / np.where(scale == 0, np.float32(1), scale)[:, :, None])]
+    error = ((known[codes] * scale[:, :, None] - groups) ** 2).sum(axis=2)
+    return codes.astype(np.uint8), scale, error

@@ -5,9 +5,9 @@ Scales that are powers of two between 2^-24 and 2^15, as the standard's are in p
 
 from __future__ import annotations
 
-from lutra.runtime.formats._codebook import Values16
+from lutra.runtime.formats._codebook import Values
 
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_FORMAT = Values16((*_POSITIVE, *(-v for v in _POSITIVE)), 32, digits=1)
+_FORMAT = Values((*_POSITIVE, *(-v for v in _POSITIVE)), 32, digits=1)
 KERNEL, ACT_GROUP = _FORMAT.KERNEL, _FORMAT.ACT_GROUP
 layout, accepts, pack, unpack = _FORMAT.layout, _FORMAT.accepts, _FORMAT.pack, _FORMAT.unpack

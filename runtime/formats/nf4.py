@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lutra.runtime.formats._codebook import Values16
+from lutra.runtime.formats._codebook import Values
 
 TYPICAL = "nf4g64"
 # The midpoints of 8 and 9 equal shares of a normal distribution's halves, scaled to 1 (QLoRA, appendix E).
@@ -31,7 +31,7 @@ VALUES = (
 )
 
 
-def variant(suffix: str) -> Values16 | None:
+def variant(suffix: str) -> Values | None:
     """The format nf4 + suffix."""
     found = re.fullmatch(r"g(32|64|128)", suffix)
-    return Values16(VALUES, int(found[1]), digits=2) if found else None
+    return Values(VALUES, int(found[1]), digits=2) if found else None

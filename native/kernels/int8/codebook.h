@@ -1,0 +1,87 @@
+/* linear_c<BITS>(y, codes, act_scale, act_sum, data, scale, table, digits; group): codes of a codebook of 8 or 16
+ * values, as NF4, MXFP4 and BitMoD have; runtime/formats/_codebook.py says how they lie. Include after defining BITS.
+ *
+ * A value is a sum of digits, each a byte looked up in a table: value = sum over d of weight_d * (table_d[code] - zero_d).
+ * A digit of a group adds (act_scale * scale * weight) * (codes . bytes - zero * act_sum) to the row's float. If groups
+ * have a value of their own, the last digit is 1 for its code, and its weight is that value. */
+#include "planes.h"
+
+#define WHOLE 0
+
+enum { COLUMNS = 32, STEPS = 8, BYTES = BITS * 64, PANEL = 4, MOST = 127 };
+
+typedef struct {
+    const uint8_t *data;   /* [blocks][chunks][4 vectors][16 rows][4] */
+    const uint16_t *scale; /* f16 [blocks][groups][grids][16] */
+    const uint8_t *table;  /* [planes][16], 0..127 */
+    const float *digits;   /* [planes][weight, zero] */
+    int32_t chunks, groups;
+    int32_t grids; /* 2: behind a group's scales lie its own values */
+    int32_t group, planes;
+} format;
+
+static inline format format_open(const lt_op *op, const lt_step *step) {
+    const int32_t groups = op->arg[2].cols;
+    return (format){.data = lt_row(op, step, 4, 0),
+                    .scale = lt_row(op, step, 5, 0),
+                    .table = lt_row(op, step, 6, 0),
+                    .digits = lt_row(op, step, 7, 0),
+                    .chunks = op->arg[4].cols / BYTES,
+                    .groups = groups,
+                    .grids = op->arg[5].cols / 16 / groups,
+                    .group = op->dim[0] / COLUMNS,
+                    .planes = op->arg[6].cols / 16};
+}
+
+static inline const uint8_t *group_at(const format *f, int32_t block, int32_t group, int32_t plane, int32_t chunks) {
+    (void)plane, (void)chunks;
+    return f->data + ((int64_t)block * f->chunks + group * f->group) * BYTES;
+}
+
+typedef struct {
+    f32x16 scale;
+    float zero;
+} grid;
+
+static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_t plane) {
+    const uint16_t *at = f->scale + ((int64_t)block * f->groups + group) * f->grids * 16;
+    const f32x16 weight = f->grids == 2 && plane == f->planes - 1 ? vload_f16(at + 16) : vset1(f->digits[2 * plane]);
+    return (grid){vmul(vload_f16(at), weight), f->digits[2 * plane + 1]};
+}
+
+LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float act_sum) {
+    const f32x16 dot = vsub(vfrom_i32(sums), vset1(w.zero * act_sum));
+    return vfma(vmul(vset1(act_scale), w.scale), dot, y);
+}
+
+LT_INLINE u8x64 codes_of_step(const uint8_t *data, int step) {
+    if (BITS == 4) return plane_step(data, 4, step);
+    return u8or(plane_step(data, 2, step), u8up(plane_step(data + 128, 1, step), 2));
+}
+
+LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
+                            int64_t ahead) {
+    const u8x16 table = u8table(f->table + p * 16);
+    const int32_t safe = SAFE_STEPS(MOST);
+    i32x16 total = izero();
+    narrow sums[2] = {nzero(), nzero()};
+    for (int32_t c = 0; c < chunks; c++, data += BYTES, codes += COLUMNS) {
+        for (int v = 0; v < BITS; v++) __builtin_prefetch(data + v * 64 + ahead);
+#pragma GCC unroll 8
+        for (int s = 0; s < STEPS; s++) {
+            sums[s % 2] = dot4at(sums[s % 2], u8lookup(table, codes_of_step(data, s)), codes + s * 4);
+            if (safe == INT32_MAX) continue;
+            total = widen(total, sums[s % 2]);
+            sums[s % 2] = nzero();
+        }
+    }
+    return widen(widen(total, sums[0]), sums[1]);
+}
+
+LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
+    const u8x16 table = u8table(f->table + p * 16);
+#pragma GCC unroll 8
+    for (int s = 0; s < STEPS; s++) u8store(to[s][b], u8lookup(table, codes_of_step(data, s)));
+}
+
+#include "linear.h"
