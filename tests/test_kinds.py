@@ -27,9 +27,10 @@ from lutra.runtime.model import Model
 from lutra.tools.convert import convert
 
 IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
-# Matrices of low-bit formats meet activations of 8 bits: with their rounding to 1/254 of a group's largest, a model of
-# two layers moves by 1 or 2 percent of its largest logit. What it computes is held to 1e-4 beside it: by matrix.
-ROUNDED = 0.04
+# Matrices of these formats meet activations of 8 bits: each is off by up to 1/254 of its group's largest, which moves
+# the logits of these models by 0.1 to 1.7 percent of the largest. The weights themselves are compared exactly, and the
+# plan with our own forward(), which rounds activations alike.
+ROUNDED = 0.03
 
 
 @pytest.fixture(scope="module")
@@ -551,31 +552,11 @@ anything = st.recursive(
     lambda some: st.lists(some, max_size=2) | st.dictionaries(st.sampled_from(["weights", "a"]), some, max_size=2),
     max_leaves=4,
 )
-KEYS = [
-    "bits",
-    "group_size",
-    "format",
-    "checkpoint_format",
-    "desc_act",
-    "dynamic",
-    "version",
-    "config_groups",
-    "w_bits",
-]
+KEYS = ["bits", "group_size", "format", "checkpoint_format", "desc_act", "dynamic", "config_groups", "w_bits"]
 PARTS = [
-    "qweight",
-    "qzeros",
-    "scales",
-    "g_idx",
-    "weight",
-    "weight_packed",
-    "weight_scale",
-    "weight_shape",
-    "wscale",
-    "wbias",
-    "weight_clip_val",
+    *["qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape", "weight"],
+    *["wscale", "wbias", "weight_clip_val", "u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"],
 ]
-PARTS += ["u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"]
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
 
