@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Packed, Stacked, rows, to_float32
+from lutra.runtime.formats import Coded, Packed, Planes, Stacked, rows, to_float32
 
 __all__ = [
     "VERSION",
@@ -181,6 +181,8 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
+    if all(isinstance(w, Planes) for w in weights):
+        return _join_planes(weights)  # type: ignore[arg-type]
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
@@ -193,6 +195,12 @@ def _join_coded(weights: list[Coded]) -> Coded:
     zero = np.concatenate(zeros) if any(w.zero is not None for w in weights) else None
     codes, scale = (np.concatenate([getattr(w, name) for w in weights]) for name in ("codes", "scale"))
     return Coded(codes, scale, zero, weights[0].group)
+
+
+def _join_planes(weights: list[Planes]) -> Planes:
+    offsets = [w.offset for w in weights if w.offset is not None]
+    bits, scale = (np.concatenate([getattr(w, name) for w in weights], axis=1) for name in ("bits", "scale"))
+    return replace(weights[0], bits=bits, scale=scale, offset=np.concatenate(offsets) if offsets else None)
 
 
 def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:

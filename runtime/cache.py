@@ -116,8 +116,8 @@ class Cache:
         self.memory = memory.zeros(layers * 2 * kv_heads * size).reshape(layers, 2, kv_heads, size)
         pieces = heads * -(-n_ctx // SPAN) * (t.columns(head_dim) + 2)
         self.work = np.zeros(SPLIT_ROWS * (kv_heads + pieces), np.float32)
-        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales], where the
-        # last two may each be two axes.
+        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales], where
+        # the last two may each be two axes.
         codes, scales, steps = t.codes(head_dim), t.scales(head_dim), t.steps
         end = blocks * LANES * codes * np.dtype(t.dtype).itemsize
         keys, values = (self.memory[:, i, :, :end].view(t.dtype) for i in (0, 1))

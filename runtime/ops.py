@@ -37,6 +37,7 @@ __all__ = [
     "split",
     "stream",
     "tail",
+    "take_columns",
 ]
 
 Array = Any  # np.ndarray or Symbol
@@ -136,8 +137,10 @@ def linear(x: Array, weight: Packed) -> Array:
 
 
 def _chain(x: Array, links: Any) -> Array:
-    for scale, matrix in links:
-        x = linear(x if scale is None else scale_columns(x, scale), matrix)
+    for columns, matrix in links:
+        if columns is not None:
+            x = scale_columns(x, columns) if columns.dtype == f32 else take_columns(x, columns)
+        x = linear(x, matrix)
     return x
 
 
@@ -205,6 +208,12 @@ def scale(x: Array, *, factor: float) -> Array:
 def scale_columns(x: Array, scale: np.ndarray) -> Array:
     """x * scale, the same for every row."""
     return x * scale
+
+
+@op(_like)
+def take_columns(x: Array, order: np.ndarray) -> Array:
+    """x's columns in another order, the same for every row. order: int32, each column once."""
+    return x[:, order]
 
 
 @op(_like)

@@ -53,7 +53,7 @@ def dense_llama(
     **config: Any,
 ) -> PreTrainedModel:
     """A plain Llama. Two key-value heads of four and an untied head unless ``config`` says more."""
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     return reference(folder)
 
@@ -64,7 +64,7 @@ def dense(
     """A plain model of the architecture whose classes in transformers begin with ``name``, such as "Qwen3"."""
     classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
     architecture, settings = classes
-    model = _randomized(architecture, settings(**{"pad_token_id": None, **SHAPE, **config}), seed)
+    model = randomized(architecture, settings(**{"pad_token_id": None, **SHAPE, **config}), seed)
     model.to(dtype).save_pretrained(folder)
     return reference(folder)
 
@@ -72,7 +72,7 @@ def dense(
 def minicpm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """MiniCPM, which transformers lacks; the reference is a Llama with the three factors in its weights."""
     factors = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 16}
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     model.save_pretrained(folder)
     path = folder / "config.json"
     settings = (
@@ -111,7 +111,7 @@ def bitnet_unpacked(folder: Path, *, seed: int = 0, **config: Any) -> PreTrained
 
 def llama_bitlinear(folder: Path, *, seed: int = 1, **config: Any) -> PreTrainedModel:
     """Falcon3-1.58bit and Llama3-8B-1.58: a plain Llama, packed, ``weight_scale`` dividing."""
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     _set_quantization(model)
     return _save_ternary(folder, model, _packed, lambda mean: 1 / mean)
 
@@ -138,7 +138,7 @@ def one_bit_llm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedMode
 def llama2c(path: Path, *, version: int = 0, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A llama2.c .bin file of version 0 or 1; the reference has its rows in transformers' order."""
     shape = {**SHAPE, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **config}
-    model = _randomized(LlamaForCausalLM, LlamaConfig(**shape), seed)
+    model = randomized(LlamaForCausalLM, LlamaConfig(**shape), seed)
     settings, state = model.config, model.state_dict()
     tied = settings.tie_word_embeddings
     sizes = [
@@ -175,21 +175,21 @@ def reference(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
-    """A model with random weights; norms, too, which start as ones and would hide mistakes."""
+def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
+    """A model with random weights; norms and biases, too, which start as ones and zeros and would hide mistakes."""
     torch.manual_seed(seed)
     model = architecture(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
-        elif name.endswith("bias"):
+        elif name.endswith(".bias"):
             parameter.data.normal_(0, 0.1)
     return model
 
 
 def _bitnet(seed: int, **config: Any) -> PreTrainedModel:
     settings = {**SHAPE, "tie_word_embeddings": True, **config}
-    return _randomized(BitNetForCausalLM, BitNetConfig(**settings), seed)
+    return randomized(BitNetForCausalLM, BitNetConfig(**settings), seed)
 
 
 def _set_quantization(model: PreTrainedModel, **settings: str) -> None:

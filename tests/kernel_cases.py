@@ -160,6 +160,13 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("take_columns")
+def take_columns(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, order = KINDS[kind](rng, n, cols), rng.permutation(cols).astype(np.int32)
+        yield Case(f"{kind} {n} x {cols}", ops.take_columns, (Rows(x), order))
+
+
 @register("concat")
 def concat(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):

@@ -47,7 +47,14 @@ COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
-DTYPES: dict[type, str] = {np.uint8: "U8", np.int8: "I8", np.uint16: "U16", np.float16: "F16", np.float32: "F32"}
+DTYPES: dict[type, str] = {
+    np.uint8: "U8",
+    np.int8: "I8",
+    np.uint16: "U16",
+    np.int32: "I32",
+    np.float16: "F16",
+    np.float32: "F32",
+}
 
 
 @dataclass(frozen=True)

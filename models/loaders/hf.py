@@ -1,4 +1,4 @@
-"""Hugging Face model directories: config.json, and weights in one or many safetensors files."""
+"""Hugging Face model directories: config.json, and weights in one or many files of safetensors or PyTorch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
+from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
+from lutra.models.loaders.torch_zip import TorchFile
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError
 
 __all__ = ["claims", "read"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WeightFile = SafetensorsFile | TorchFile
+CONTAINERS: dict[str, type[WeightFile]] = {
+    WEIGHTS: SafetensorsFile,
+    "pytorch_model.bin": TorchFile,
+}  # by a single file's name; the first is taken
 MAX_FLOAT = 1e30  # JSON's integers can be larger than any float
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 
@@ -31,13 +38,13 @@ def read(path: Path) -> Checkpoint:
     if "lutra" in config:
         source.kind = "lutra"
     else:
-        _decode(source)
+        _decode(source, files)
         source.config = normalized(source.config, source.entries)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
     return Checkpoint(path, source.kind, source.config, source.entries, files, metadata)
 
 
-def _decode(source: Source) -> None:
+def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:
     """Let the one module that recognises this way of storing weights rewrite the source.
 
     Their tests exclude each other (quant_method is one word), so their order does not matter.
@@ -46,6 +53,12 @@ def _decode(source: Source) -> None:
         if kind.decode(source):
             return
     refuse_encoding(source)
+
+    def release() -> None:
+        for file in files:
+            file.release()
+
+    find_few_levels(source, release)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -60,15 +73,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_weights(path: Path) -> tuple[tuple[SafetensorsFile, ...], dict[str, Entry]]:
+def _open_weights(path: Path) -> tuple[tuple[WeightFile, ...], dict[str, Entry]]:
     """The weight files and all their tensors; like transformers, prefers a single file."""
-    if (path / WEIGHTS).exists():
-        file = _open_file(path / WEIGHTS)
-        return (file,), file.entries
-    if not (path / INDEX).exists():
-        refuse(path)
-        raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
-    weight_map = _weight_map(path / INDEX)
+    for name in CONTAINERS:
+        if (path / name).exists():
+            file = _open_file(path / name)
+            return (file,), file.entries
+        if (path / f"{name}.index.json").exists():
+            return _open_sharded(path, path / f"{name}.index.json")
+    refuse(path)
+    raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
+
+
+def _open_sharded(path: Path, index: Path) -> tuple[tuple[WeightFile, ...], dict[str, Entry]]:
+    weight_map = _weight_map(index)
     shards = _open_shards(path, sorted(set(weight_map.values())))
     entries = {}
     for name, shard in weight_map.items():
@@ -78,7 +96,7 @@ def _open_weights(path: Path) -> tuple[tuple[SafetensorsFile, ...], dict[str, En
     return tuple(shards.values()), entries
 
 
-def _open_shards(path: Path, names: list[str]) -> dict[str, SafetensorsFile]:
+def _open_shards(path: Path, names: list[str]) -> dict[str, WeightFile]:
     missing = [name for name in names if not (path / name).exists()]
     if missing:
         raise CorruptModelError(
@@ -88,9 +106,10 @@ def _open_shards(path: Path, names: list[str]) -> dict[str, SafetensorsFile]:
     return {name: _open_file(path / name) for name in names}
 
 
-def _open_file(path: Path) -> SafetensorsFile:
+def _open_file(path: Path) -> WeightFile:
+    container = next(made for name, made in CONTAINERS.items() if path.suffix == Path(name).suffix)
     try:
-        return SafetensorsFile(path)
+        return container(path)
     except CorruptModelError as error:
         if unfinished := _unfinished(path.parent):
             error.hint = _resume(unfinished)
@@ -102,8 +121,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     table = _read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CorruptModelError(f"{index} has no weight_map")
+    ending = Path(index.name.removesuffix(".index.json")).suffix
     for shard in table.values():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or _has_folder(shard):
+        if not isinstance(shard, str) or not shard.endswith(ending) or _has_folder(shard):
             raise CorruptModelError(f"{index} names {shard!r:.80} as a weight file")
     return table
 

@@ -36,7 +36,7 @@ def _refuse_file(path: Path) -> None:
         )
     if start[:2] in (b"PK", b"\x80\x02"):
         raise UnsupportedModelError(
-            f"{path} is a PyTorch pickle, which can run code when it is read; lutra reads none",
+            f"{path} is a PyTorch file, of which lutra reads only a directory's pytorch_model.bin",
             "Load it with transformers and call save_pretrained: that writes safetensors.",
         )
 
@@ -53,20 +53,4 @@ def refuse_encoding(source: Source) -> None:
 def _encoding(source: Source) -> str | None:
     if source.quantization:
         return f"{source.quantization.get('quant_method', 'quantized')!s:.40} tensors"
-    endings = {name.rpartition(".")[2] for name in source.entries}
-    if {"quant_func", "eff_bit"} <= source.config.keys() or _has_littlebit_files(source):
-        return "LittleBit factors"
-    if {"wscale", "wbias"} <= endings:
-        return "FBI-LLM binary matrices"
-    if "weight_clip_val" in endings:
-        return "ParetoQ latent matrices"
-    if "qweight" in endings:
-        return "GPTQ tensors"
     return None
-
-
-def _has_littlebit_files(source: Source) -> bool:
-    return (source.path / "littlebit_config.json").exists() or any(
-        name.endswith("_packed") and f"{name.removesuffix('_packed')}_shape" in source.entries
-        for name in source.entries
-    )

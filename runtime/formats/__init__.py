@@ -176,9 +176,10 @@ class Codebook:
 
 @dataclass(frozen=True, eq=False)
 class Factored:
-    """A matrix that is a sum of products: chains of links (scale, M), applied one after the other, x to M (scale * x).
+    """A matrix that is a sum of products: chains of links (columns, M), applied one after the other.
 
-    scale: float32 [columns of M], or None.
+    columns: float32 [columns of M], a scale for each: x becomes M (columns * x). int32: their order: M x[columns].
+    None: M x.
     """
 
     chains: tuple[tuple[tuple[np.ndarray | None, Any], ...], ...]
@@ -233,8 +234,14 @@ def to_float32(x: Matrix) -> np.ndarray:
 
 
 def _product(links: Any) -> np.ndarray:
-    factors = [to_float32(matrix) if scale is None else to_float32(matrix) * scale for scale, matrix in links]
-    return reduce(lambda product, factor: factor @ product, factors)
+    return reduce(lambda product, factor: factor @ product, (_factor(*link) for link in links))
+
+
+def _factor(columns: np.ndarray | None, matrix: Any) -> np.ndarray:
+    values = to_float32(matrix)
+    if columns is None:
+        return values
+    return values * columns if columns.dtype == np.float32 else values[:, np.argsort(columns)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""Formats made of others: a sum of chains of matrices, each with a scale per column or without one.
+"""Formats made of others: a sum of chains of matrices, each with a scale or a place per column, or with neither.
 
 <chain>.<link>.<part>   a matrix's parts, in its own format
-<chain>.<link>.columns  float32 [columns], if it has such scales
+<chain>.<link>.columns  float32 [columns], if it has such scales; int32, the columns of x in the order it meets them
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from lutra.runtime.formats import Factored, Matrix, Packed, codec
 
 @dataclass(frozen=True)
 class Link:
-    """One matrix of a chain. scaled: whether it has a scale per column."""
+    """One matrix of a chain. scaled: whether it has a scale per column; ordered: whether it takes x's in an order."""
 
     format: str
     rows: int
     cols: int
     scaled: bool = False
+    ordered: bool = False
+
+    @property
+    def columns(self) -> type | None:
+        """The type of what comes with its columns, or None."""
+        return np.int32 if self.ordered else np.float32 if self.scaled else None
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,8 @@ class Chained:
         """The parts of a [rows, cols] matrix."""
         parts: dict[str, tuple[type, tuple[int, ...]]] = {}
         for name, _, _, link in self._each(rows, cols):
-            if link.scaled:
-                parts[f"{name}.columns"] = (np.float32, (link.cols,))
+            if link.columns:
+                parts[f"{name}.columns"] = (link.columns, (link.cols,))
             for part, what in codec(link.format).layout(link.rows, link.cols).items():
                 parts[f"{name}.{part}"] = what
         return parts
@@ -57,8 +63,8 @@ class Chained:
             return False
         found = ((link, *matrix.chains[c][k]) for _, c, k, link in self._each(rows, cols))
         return all(
-            m.shape == (link.rows, link.cols) and (scale is not None) == link.scaled and codec(link.format).accepts(m)
-            for link, scale, m in found
+            m.shape == (link.rows, link.cols) and _fits(columns, link) and codec(link.format).accepts(m)
+            for link, columns, m in found
         )
 
     def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
@@ -68,9 +74,9 @@ class Chained:
         assert isinstance(matrix, Factored)
         parts: dict[str, np.ndarray] = {}
         for name, c, k, link in self._each(*matrix.shape):
-            scale, factor = matrix.chains[c][k]
-            if scale is not None:
-                parts[f"{name}.columns"] = scale
+            columns, factor = matrix.chains[c][k]
+            if columns is not None:
+                parts[f"{name}.columns"] = columns
             for part, array in codec(link.format).pack(factor).items():
                 parts[f"{name}.{part}"] = array
         return parts
@@ -78,7 +84,7 @@ class Chained:
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Factored:
         """The matrix these parts store."""
         chains = self._chains(rows, cols, parts)
-        return Factored(tuple(tuple((scale, link.matrix) for scale, link in chain) for chain in chains))
+        return Factored(tuple(tuple((columns, link.matrix) for columns, link in chain) for chain in chains))
 
     def chains(self, packed: Packed) -> list[list[tuple[np.ndarray | None, Packed]]]:
         """The chains' links, each packed."""
@@ -92,3 +98,9 @@ class Chained:
             own = {part: parts[f"{name}.{part}"] for part in codec(link.format).layout(link.rows, link.cols)}
             found[c].append((parts.get(f"{name}.columns"), Packed(link.format, (link.rows, link.cols), own)))
         return found
+
+
+def _fits(columns: np.ndarray | None, link: Link) -> bool:
+    if columns is None or link.columns is None:
+        return columns is link.columns
+    return columns.dtype == link.columns and columns.shape == (link.cols,)

@@ -66,10 +66,11 @@ LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, con
     i32x16 total = izero();
     narrow sums[2] = {nzero(), nzero()};
     for (int32_t c = 0; c < chunks; c++, data += BYTES, codes += COLUMNS) {
+        const i8run run = i8load(codes, STEPS);
         for (int v = 0; v < BITS; v++) __builtin_prefetch(data + v * 64 + ahead);
 #pragma GCC unroll 8
         for (int s = 0; s < STEPS; s++) {
-            sums[s % 2] = dot4at(sums[s % 2], u8lookup(table, codes_of_step(data, s)), codes + s * 4);
+            sums[s % 2] = dot4of(sums[s % 2], u8lookup(table, codes_of_step(data, s)), run, s);
             if (safe == INT32_MAX) continue;
             total = widen(total, sums[s % 2]);
             sums[s % 2] = nzero();

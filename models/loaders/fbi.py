@@ -1,0 +1,72 @@
+"""FBI-LLM checkpoints (Ma et al. 2024): binary matrices with a scale and an offset per input.
+
+Beside every latent ``weight`` [out, in] lie ``wscale`` and ``wbias``, float [1, in]:
+W = wscale * sign(weight) + wbias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.grids import FLOATS, part, take_parts
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import Coded, Factored, to_float32
+
+__all__ = ["decode", "signs"]
+
+BLOCK = 4096  # rows turned to float32 at a time
+
+
+def decode(source: Source) -> bool:
+    """Turn every binarized matrix into one in the format fbi; returns False for any other directory."""
+    stems = [name.removesuffix(".wscale") for name in source.entries if name.endswith(".wscale")]
+    if not stems or source.quantization:
+        return False
+    source.kind = "fbi-llm"
+    for stem in stems:
+        source.entries[f"{stem}.weight"] = _entry(source, stem)
+    return True
+
+
+def _entry(source: Source, stem: str) -> Entry:
+    parts = take_parts(source, stem, ("weight", "wscale", "wbias"))
+    weight, scale, offset = (part(parts, stem, name, FLOATS) for name in ("weight", "wscale", "wbias"))
+    cols = weight.shape[1]
+    if scale.shape != (1, cols) or offset.shape != (1, cols):
+        raise UnsupportedModelError(
+            f"{stem!r:.80} has scales {scale.shape} and offsets {offset.shape}, not one for each of {cols} inputs"
+        )
+
+    def read() -> Factored:
+        columns, offsets = to_float32(scale.read())[0], to_float32(offset.read())
+        if not np.isfinite(columns).all() or not np.isfinite(offsets).all():
+            raise CorruptModelError(f"{stem!r:.80} has scales or offsets that are not finite numbers")
+        rows = weight.shape[0]
+        binary = Coded(signs(stem, weight), np.ones((rows, 1), np.float32))
+        return Factored((((columns, binary),), ((None, offsets), (None, np.ones((rows, 1), np.float32)))))
+
+    return Entry("fbi", weight.shape, read)
+
+
+def signs(stem: str, latent: Entry) -> np.ndarray:
+    """The signs of latent weights: int8 [out, in], -1 or 1.
+
+    Raises UnsupportedModelError for weights of exactly 0, which training leaves as good as never and which have none,
+    CorruptModelError for weights that are no numbers.
+    """
+    weights = latent.read()
+    codes = np.empty(latent.shape, np.int8)
+    zeros = 0
+    for begin in range(0, len(codes), BLOCK):
+        block = to_float32(weights[begin : begin + BLOCK])
+        if np.isnan(block).any():
+            raise CorruptModelError(f"{stem!r:.80} has weights that are not numbers")
+        zeros += int((block == 0).sum())
+        codes[begin : begin + BLOCK] = np.where(block < 0, -1, 1)
+    if zeros:
+        raise UnsupportedModelError(
+            f"{stem!r:.80} has {zeros} latent weights of exactly 0, which are neither -1 nor 1",
+            "Use a release in float32: smaller types round tiny weights to 0.",
+        )
+    return codes

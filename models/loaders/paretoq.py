@@ -1,0 +1,78 @@
+"""ParetoQ checkpoints (Liu et al. 2025; MobileLLM-ParetoQ): latent weights, and the value each row is clipped at.
+
+Beside every latent ``weight`` lies ``weight_clip_val`` [out, 1], a row's alpha. ``w_bits`` of the configuration says
+what grid it spans, activations being as they are:
+
+    1       alpha {-1, 1}
+    0       alpha {-2/3, 0, 2/3}: ternary
+    2       alpha {-3/4, -1/4, 1/4, 3/4}
+    3, 4    alpha times the integers of so many bits
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.fbi import signs
+from lutra.models.loaders.grids import FLOATS, part, take_parts
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import Coded, to_float32
+
+__all__ = ["decode"]
+
+FORMATS = {0: "q2", 1: "b1", 2: "q2", 3: "q3", 4: "q4"}  # by w_bits
+LEAST, INSIDE = np.float32(1e-5), np.float32(0.99)  # an alpha's least; how far within it a weight is clipped
+BLOCK = 4096  # rows turned to float32 at a time
+
+
+def decode(source: Source) -> bool:
+    """Turn every matrix with a clip value into codes on its grid; returns False for a directory without any."""
+    stems = [name.removesuffix(".weight_clip_val") for name in source.entries if name.endswith(".weight_clip_val")]
+    if not stems or source.quantization:
+        return False
+    bits = source.config.get("w_bits")
+    if type(bits) is not int or bits not in FORMATS:
+        raise UnsupportedModelError(
+            f"{source.path} has ParetoQ's clip values, but its w_bits is {bits!r:.40}; lutra reads {sorted(FORMATS)}"
+        )
+    source.kind = "paretoq"
+    for stem in stems:
+        source.entries[f"{stem}.weight"] = _entry(source, stem, bits)
+    return True
+
+
+def _entry(source: Source, stem: str, bits: int) -> Entry:
+    parts = take_parts(source, stem, ("weight", "weight_clip_val"))
+    weight, clip = (part(parts, stem, name, FLOATS) for name in ("weight", "weight_clip_val"))
+    if clip.shape != (weight.shape[0], 1):
+        raise CorruptModelError(f"{stem!r:.80}: clip values {clip.shape} do not fit a matrix of {weight.shape}")
+
+    def read() -> Coded:
+        alpha = np.maximum(to_float32(clip.read()), LEAST)
+        if not np.isfinite(alpha).all():
+            raise CorruptModelError(f"{stem!r:.80} has clip values that are not finite numbers")
+        if bits == 1:
+            return Coded(signs(stem, weight), alpha)
+        codes = np.empty(weight.shape, np.uint8 if bits == 2 else np.int8)
+        latent = weight.read()
+        for begin in range(0, len(codes), BLOCK):
+            some = slice(begin, begin + BLOCK)
+            block = to_float32(latent[some]) / alpha[some]
+            if np.isnan(block).any():
+                raise CorruptModelError(f"{stem!r:.80} has weights that are not numbers")
+            codes[some] = _codes(block, bits)
+        if bits == 2:
+            return Coded(codes, alpha / 2, np.full_like(alpha, 1.5))
+        return Coded(codes, alpha * np.float32(2 / 3) if bits == 0 else alpha)
+
+    return Entry(FORMATS[bits], weight.shape, read)
+
+
+def _codes(latent: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest codes of weights that are given in units of their row's alpha."""
+    if bits == 0:
+        return np.rint(np.clip(latent, -INSIDE, INSIDE) * np.float32(1.5))
+    if bits == 2:
+        return np.rint(np.clip(latent, -INSIDE, INSIDE) * 2 - np.float32(0.5)) + 2
+    return np.clip(np.rint(latent), -(1 << bits - 1), (1 << bits - 1) - 1)

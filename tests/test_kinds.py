@@ -1,0 +1,584 @@
+"""Checkpoints of the low-bit kinds: read to the last bit, run as what they stand for, and refused when damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lutra.models.loaders import open_checkpoint
+from lutra.models.loaders.safetensors import SafetensorsFile, write_safetensors
+from lutra.models.loaders.tensor import dtype_name
+from lutra.models.loaders.torch_zip import TorchFile
+from lutra.models.loaders.words import unpack_words
+from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
+from lutra.runtime.formats import to_float32
+from lutra.runtime.model import Model
+from lutra.tools.convert import convert
+
+IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
+# Matrices of these formats meet activations of 8 bits: each is off by up to 1/254 of its group's largest, which moves
+# the logits of these models by 0.1 to 1.7 percent of the largest. The weights themselves are compared exactly, and the
+# plan with our own forward(), which rounds activations alike.
+ROUNDED = 0.03
+
+
+@pytest.fixture(scope="module")
+def low_bit() -> ModuleType:
+    """The module of recipes; importing it takes the real libraries, and seconds."""
+    for library in ("torch", "transformers", "safetensors", "accelerate"):
+        pytest.importorskip(library)
+    import low_bit
+
+    return low_bit
+
+
+def agrees(folder: Path, reference: Any, kind: str, exact: bool = True, most: float = ROUNDED) -> set[str]:
+    """Check every matrix against the reference's, the logits, and a conversion's; the formats it found."""
+    import torch
+
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.kind == kind
+        for name, parameter in reference.state_dict().items():
+            ours = to_float32(checkpoint.tensor(name))
+            theirs = parameter.numpy()
+            most_off = 0 if exact else 1e-6 * np.abs(theirs).max()  # sums and products in another order
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=most_off, err_msg=name)
+        found = {checkpoint.dtype(name) for name in checkpoint.names() if name.endswith("_proj.weight")}
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].numpy()
+    with Model.load(folder) as m:
+        got = m.session().logits(IDS)
+        assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 5e-3
+    assert tiny.relative(got, expected) < most
+    convert(folder, folder / "packed")
+    with Model.load(folder / "packed") as m:
+        np.testing.assert_array_equal(m.session().logits(IDS), got)
+    return found
+
+
+def damaged(folder: Path, change: Any) -> None:
+    """Rewrite model.safetensors after ``change`` has had its arrays by name."""
+    file = SafetensorsFile(folder / "model.safetensors")
+    arrays = {name: entry.read() for name, entry in file.entries.items()}
+    arrays = {name: a.copy() for name, a in arrays.items()}  # type: ignore[union-attr]
+    file.close()
+    change(arrays)
+    (folder / "model.safetensors").unlink()
+    write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
+
+
+def read_all(folder: Path) -> None:
+    with open_checkpoint(folder) as checkpoint:
+        for name in checkpoint.names():
+            checkpoint.tensor(name)
+
+
+@given(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 3), st.integers(1, 70), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_words_are_streams_of_codes(bits, rows, count, seed):
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count))
+    planes = codes[:, :, None] >> np.arange(bits) & 1
+    packed = np.packbits(planes.reshape(rows, -1).astype(np.uint8), axis=1, bitorder="little")
+    words = np.pad(packed, [(0, 0), (0, -packed.shape[1] % 12)]).view("<i4")
+    np.testing.assert_array_equal(unpack_words(words, bits, count), codes)
+    with pytest.raises(ValueError, match="words do not hold"):
+        unpack_words(words, bits, words.shape[1] * 32 // bits + 1)
+
+
+# --- GPTQ -------------------------------------------------------------------------------------------
+
+GPTQ = {
+    "4 bits, first": (dict(bits=4), {}, {"q4g32z"}),
+    "4 bits, second": (dict(bits=4, second=True), {"checkpoint_format": "gptq_v2"}, {"q4g32z"}),
+    "4 bits, symmetric": (dict(bits=4, sym=True), {"sym": True}, {"q4g32"}),
+    "2 bits": (dict(bits=2, group=64, second=True), {"checkpoint_format": "gptq_v2"}, {"q2g64z", "q2z"}),
+    "3 bits": (dict(bits=3, group=-1, index=False), {}, {"q3z"}),
+    "8 bits": (dict(bits=8), {}, {"nibblesg32z"}),
+    "8 bits, symmetric": (dict(bits=8, sym=True, group=-1), {}, {"nibbles"}),
+    "in order": (dict(bits=4, ordered=True), {"desc_act": True}, {"ordered-q4g32z"}),
+    "8 bits in order": (dict(bits=8, ordered=True, sym=True), {"desc_act": True}, {"ordered-nibblesg32"}),
+}
+
+
+@pytest.mark.parametrize("name", GPTQ)
+def test_gptq(name, tmp_path, low_bit):
+    how, more, formats = GPTQ[name]
+    said = low_bit.gptq_settings(how["bits"], how.get("group", 32), **more)
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(**how), said, head=name == "in order")
+    assert agrees(tmp_path, reference, "gptq") == formats
+
+
+@pytest.mark.parametrize("name", ["4 bits, first", "2 bits", "3 bits", "8 bits", "in order"])
+def test_gptqmodel_reads_the_same_weights(name, tmp_path, low_bit):
+    """The recipes against the library that writes such files: else both sides of test_gptq could be wrong alike."""
+    pytest.importorskip("gptqmodel", reason="the oracle of GPTQ's files")
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    how, _, _ = GPTQ[name]
+    group = how.get("group", 32)
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(**how), low_bit.gptq_settings())
+    file, stem = SafetensorsFile(tmp_path / "model.safetensors"), "model.layers.0.mlp.down_proj"
+    layer = TorchLinear(
+        bits=how["bits"], group_size=group, desc_act="ordered" in how, sym=False, in_features=160, out_features=64
+    )
+    for part in ("qweight", "qzeros", "scales", "g_idx"):
+        if f"{stem}.{part}" in file.entries:
+            setattr(layer, part, torch.from_numpy(np.array(file.entries[f"{stem}.{part}"].read())))
+    if not how.get("second"):
+        convert_gptq_v1_to_v2_format_module(layer, bits=how["bits"], pack_dtype=torch.int32)
+    layer.post_init()
+    theirs = layer.dequantize_weight().T.float().numpy()
+    ours = reference.state_dict()[f"{stem}.weight"].numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=1e-3)  # it multiplies in float16
+
+
+def test_efficientqat_without_a_word_of_configuration(tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(3, 32, second=True, spaced=True))
+    assert agrees(tmp_path, reference, "gptq") == {"q3g32z"}
+
+
+def test_gptq_of_old_keeps_its_configuration_in_a_file_of_its_own(tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.gptq(4, 64))
+    said = {"bits": 4, "group_size": 64, "desc_act": False}
+    (tmp_path / "quantize_config.json").write_text(json.dumps(said))
+    assert agrees(tmp_path, reference, "gptq") == {"q4g64z", "q4z"}
+
+
+def test_matrices_of_one_gptq_model_may_differ(tmp_path, low_bit):
+    """GPTQModel's ``dynamic``: other bits for some matrices; q, k and v of different formats make one weight."""
+    four, eight, widths = low_bit.gptq(4), low_bit.gptq(8), []
+
+    def quantize(w: Any, rng: Any) -> Any:
+        widths.append(w.shape)
+        return (eight if len(widths) % 7 == 3 else four)(w, rng)
+
+    said = low_bit.gptq_settings(dynamic={r"+:.*\.v_proj": {"bits": 8}})
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, quantize, said), "gptq") == {"q4g32z", "nibblesg32z"}
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def put(name: str, at: Any, value: Any) -> Any:
+    def change(arrays: Any) -> None:
+        arrays[f"{Q}.{name}"][at] = value
+
+    return change
+
+
+def cut(name: str) -> Any:
+    def change(arrays: Any) -> None:
+        arrays[f"{Q}.{name}"] = np.ascontiguousarray(arrays[f"{Q}.{name}"][:-1])
+
+    return change
+
+
+def drop(name: str) -> Any:
+    def change(arrays: Any) -> None:
+        del arrays[f"{Q}.{name}"]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[drop(name) for name in ("qweight", "qzeros", "scales")],
+        *[cut(name) for name in ("qweight", "qzeros", "scales", "g_idx")],
+        put("scales", 0, np.nan),
+        put("scales", 0, np.inf),
+        put("g_idx", 0, -1),
+        put("g_idx", 0, 99),
+        put("g_idx", 0, 1),
+        put("g_idx", slice(None), 0),
+    ],
+)
+def test_damaged_gptq_is_refused(tmp_path, low_bit, change):
+    low_bit.quantized(tmp_path, low_bit.gptq(), low_bit.gptq_settings())
+    damaged(tmp_path, change)
+    with pytest.raises((CorruptModelError, UnsupportedModelError)):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"checkpoint_format": "gptq_p"}, UnsupportedModelError, "gptq_p"),
+        ({"checkpoint_format": "marlin"}, UnsupportedModelError, "marlin"),
+        ({"bits": 3}, CorruptModelError, "3"),
+        ({"group_size": 24}, None, ""),
+    ],
+)
+def test_gptq_configurations(tmp_path, low_bit, change, error, says):
+    low_bit.quantized(tmp_path, low_bit.gptq(), low_bit.gptq_settings(**change))
+    if error is None:  # groups that the shapes tell
+        return read_all(tmp_path)
+    with pytest.raises(error, match=says):
+        open_checkpoint(tmp_path)
+
+
+# --- FBI-LLM, and PyTorch's files -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", ["_safetensors", "torch_bin", "torch_shards"])
+def test_fbi_llm(write, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.fbi, write=getattr(low_bit, write))
+    assert agrees(tmp_path, reference, "fbi-llm", exact=False) == {"fbi"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (drop("wbias"), CorruptModelError, "wbias"),
+        (drop("weight"), CorruptModelError, "weight"),
+        (put("wscale", (0, 3), np.nan), CorruptModelError, "finite"),
+        (put("wbias", (0, 3), np.inf), CorruptModelError, "finite"),
+        (put("weight", (0, 3), np.nan), CorruptModelError, "not numbers"),
+        (put("weight", (0, slice(3)), 0), UnsupportedModelError, "3 latent weights of exactly 0"),
+        (lambda a: a.update({f"{Q}.wscale": np.ones((64, 1), np.float32)}), UnsupportedModelError, "not one for each"),
+    ],
+)
+def test_damaged_fbi_llm_is_refused(tmp_path, low_bit, change, error, says):
+    low_bit.quantized(tmp_path, low_bit.fbi)
+    damaged(tmp_path, change)
+    with pytest.raises(error, match=says):
+        read_all(tmp_path)
+
+
+def test_torch_files_hold_what_torch_put_there(tmp_path, low_bit):
+    import torch
+
+    rng = torch.Generator().manual_seed(0)
+    types = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16]
+    tensors = {str(t): torch.randn(3, 5, generator=rng).mul(9).to(t) for t in [*types, torch.int8, torch.uint8]}
+    base = torch.randn(6, 8, generator=rng)
+    tensors |= {"turned": base.T, "part": base[2:4, 1:7], "one": torch.tensor(3.0), "none": torch.zeros(0, 4)}
+    tensors |= {"shared": base, "bool": base > 0, "parameter": torch.nn.Parameter(base[1])}
+    torch.save(tensors, tmp_path / "x.bin")
+    file = TorchFile(tmp_path / "x.bin")
+    for name, tensor in tensors.items():
+        assert file.entries[name].shape == tuple(tensor.shape)
+        array = file.entries[name].read()
+        np.testing.assert_array_equal(to_float32(array), tensor.detach().float().numpy(), err_msg=name)
+    file.close()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('ran')",)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ({"a": Evil()}, UnsupportedModelError, "exec"),
+        ({"a": 1}, CorruptModelError, "'a' is no tensor"),
+        ([1, 2], CorruptModelError, "no table"),
+        ({"a": {1, 2}}, UnsupportedModelError, "set"),
+    ],
+)
+def test_pickles_that_want_more_than_tensors_are_refused(tmp_path, low_bit, value, error, says):
+    import torch
+
+    torch.save(value, tmp_path / "x.bin")
+    with pytest.raises(error, match=says):
+        TorchFile(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (dict(compression=zipfile.ZIP_DEFLATED), "not stored"),
+        (dict(without="data.pkl"), "no data.pkl"),
+        (dict(without="data/0"), "storage"),
+        (dict(cut="data/0"), "storage"),
+    ],
+)
+def test_torch_archives_must_be_whole_and_plain(tmp_path, low_bit, how, says):
+    import torch
+
+    torch.save({"a": torch.ones(4, 4)}, tmp_path / "x.bin")
+    with zipfile.ZipFile(tmp_path / "x.bin") as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(tmp_path / "y.bin", "w", how.get("compression", zipfile.ZIP_STORED)) as new:
+        for name, data in records.items():
+            if not name.endswith(how.get("without", "-")):
+                new.writestr(name, data[:-4] if name.endswith(how.get("cut", "-")) else data)
+    with pytest.raises(CorruptModelError, match=says):
+        TorchFile(tmp_path / "y.bin")
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_torch_file_opens_or_is_refused(tmp_path_factory, data):
+    torch = pytest.importorskip("torch")
+    path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
+    whole = io.BytesIO()
+    torch.save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, whole)
+    content = bytearray(whole.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    path.unlink(missing_ok=True)
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content)] * 4 + [len(content) // 2]))])
+    try:
+        file = TorchFile(path)
+    except LutraError:
+        return
+    for entry in file.entries.values():
+        assert entry.read().shape == entry.shape
+
+
+# --- LittleBit --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "format"),
+    [
+        (dict(), "littlebit2r40"),
+        (dict(products=1, rank=8), "littlebit1r8"),
+        (dict(rank=32, latent=True), "littlebit2r32"),
+    ],
+)
+def test_littlebit(how, format, tmp_path, low_bit):
+    said = {"quant_func": "STEBinary", "eff_bit": 0.5, "kv_factor": 1.0}
+    reference = low_bit.quantized(tmp_path, low_bit.littlebit(**how), said)
+    assert agrees(tmp_path, reference, "littlebit", exact=False) == {format}
+
+
+def test_littlebit_ranks_may_differ_and_biases_stay(tmp_path, low_bit):
+    """kv_factor: k and v have ranks of their own beside q's."""
+    wide, narrow = low_bit.littlebit(40), low_bit.littlebit(16)
+    reference = low_bit.quantized(
+        tmp_path,
+        lambda w, rng: (narrow if len(w) == 32 else wide)(w, rng),
+        attention_bias=True,
+    )
+    assert agrees(tmp_path, reference, "littlebit", exact=False) == {"littlebit2r40", "littlebit2r16"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[drop(name) for name in ("U_packed", "V_shape", "u1_R", "v2", "U_R_packed")],
+        *[cut(name) for name in ("U_packed", "V_packed", "U_shape", "V_R_packed", "u2")],
+        put("U_shape", 1, 39),
+        put("V_shape", 0, 1 << 62),
+        put("v1", 0, 0x7FC0),
+    ],
+)
+def test_damaged_littlebit_is_refused(tmp_path, low_bit, change):
+    low_bit.quantized(tmp_path, low_bit.littlebit())
+    damaged(tmp_path, change)
+    with pytest.raises((CorruptModelError, UnsupportedModelError)):
+        Model.load(tmp_path)
+
+
+# --- ParetoQ, and dense checkpoints of few levels ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "format"), [(0, "q2"), (1, "b1"), (2, "q2"), (3, "q3"), (4, "q4")])
+def test_paretoq(bits, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, low_bit.paretoq(bits), {"w_bits": bits})
+    assert agrees(tmp_path, reference, "paretoq", exact=False) == {format}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (drop("weight"), CorruptModelError),
+        (cut("weight_clip_val"), CorruptModelError),
+        (put("weight_clip_val", 1, np.inf), CorruptModelError),
+        (put("weight", (2, 2), np.nan), CorruptModelError),
+        (None, UnsupportedModelError),
+    ],
+)
+def test_damaged_paretoq_is_refused(tmp_path, low_bit, change, error):
+    low_bit.quantized(tmp_path, low_bit.paretoq(3), {"w_bits": 3} if change else {"w_bits": 1.58})
+    damaged(tmp_path, change or (lambda arrays: None))
+    with pytest.raises(error):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("group", "binary", "dtype", "formats"),
+    [
+        (0, False, "float16", {"q2"}),
+        (64, False, "bfloat16", {"q2", "q2g64"}),  # in 64 columns a group is a row
+        (32, True, "float16", {"b1g32"}),
+        (0, True, "bfloat16", {"b1"}),
+    ],
+)
+def test_few_levels(group, binary, dtype, formats, tmp_path, low_bit):
+    import torch
+
+    quantize = low_bit.few_levels(group, binary, getattr(torch, dtype))
+    reference = low_bit.quantized(tmp_path, quantize, head=True)
+    assert agrees(tmp_path, reference, "few-level") == formats
+
+
+@pytest.mark.parametrize("value", [0.03, np.nan, np.inf, 0.0])
+def test_one_other_value_makes_a_matrix_dense(tmp_path, low_bit, value):
+    import torch
+
+    low_bit.quantized(tmp_path, low_bit.few_levels(0, True, torch.float32))
+    damaged(tmp_path, put("weight", (17, 33), value))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.dtype(f"{Q}.weight") == ("q2" if value == 0 else "F32")
+        assert checkpoint.dtype(f"{Q.replace('q_proj', 'k_proj')}.weight") == "b1"
+
+
+# --- AWQ, compressed-tensors, binary planes ---------------------------------------------------------
+
+
+def test_awq(tmp_path, low_bit):
+    said = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, low_bit.awq(), said), "awq") == {"q4g32z"}
+
+
+def test_gptqmodel_unpacks_awq_alike(low_bit):
+    packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils", reason="the oracle of AWQ's files")
+    import torch
+
+    w = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    dense, parts = low_bit.awq()(w, np.random.default_rng(0))
+    parts = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
+    theirs = packing.dequantize_gemm(**parts, bits=4, group_size=32)
+    np.testing.assert_allclose(theirs.float().numpy().T, dense, rtol=1e-3, atol=1e-6)  # it multiplies in float16
+
+
+COMPRESSED = {
+    "4 bits": (dict(), {"q4g32"}),
+    "4 bits, asymmetric": (dict(sym=False, group=64), {"q4g64z", "q4z"}),
+    "8 bits, by rows": (dict(bits=8, group=-1), {"nibbles"}),
+    "3 bits": (dict(bits=3), {"q3g32"}),
+    "in order": (dict(sym=False, ordered=True), {"ordered-q4g32z"}),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed_tensors(name, tmp_path, low_bit):
+    how, formats = COMPRESSED[name]
+    reference = low_bit.quantized(
+        tmp_path, low_bit.compressed(**how), low_bit.compressed_settings(how.get("group", 32))
+    )
+    assert agrees(tmp_path, reference, "compressed-tensors") == formats
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_compressed_tensors_packs_alike(bits, low_bit):
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="the oracle of its files"
+    )
+    import torch
+
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (5, 96))
+    theirs = helpers.pack_to_int32(torch.from_numpy(codes - (1 << bits - 1)).to(torch.int8), bits)
+    np.testing.assert_array_equal(low_bit.stream(codes, bits), theirs.numpy())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "how", "kind", "format"),
+    [
+        ("planes", dict(), "bcq", "bcq3g32z"),
+        ("planes", dict(count=2, offset=False), "bcq", "bcq2g32"),
+        ("dual", dict(), "db-llm", "dbg32"),
+    ],
+)
+def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, getattr(low_bit, recipe)(**how))
+    assert agrees(tmp_path, reference, kind, exact=False) == {format}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change"),
+    [
+        *[("planes", drop(name)) for name in ("alpha",)],
+        *[("planes", cut(name)) for name in ("alpha", "q_bias", "bW")],
+        ("planes", put("alpha", 0, np.nan)),
+        *[("dual", drop(name)) for name in ("wb2", "alpha1")],
+        *[("dual", cut(name)) for name in ("wb1", "alpha2")],
+        ("dual", put("alpha2", 0, np.inf)),
+        *[("compressed", drop(name)) for name in ("weight_scale", "weight_shape")],
+        *[("compressed", cut(name)) for name in ("weight_packed", "weight_scale", "weight_shape")],
+        ("compressed", put("weight_shape", 1, 1 << 60)),
+        ("compressed", put("weight_scale", 0, np.nan)),
+        *[("awq", drop(name)) for name in ("qzeros", "scales")],
+        *[("awq", cut(name)) for name in ("qweight", "qzeros", "scales")],
+    ],
+)
+def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
+    said = {
+        "compressed": low_bit.compressed_settings(),
+        "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}},
+    }
+    low_bit.quantized(tmp_path, getattr(low_bit, recipe)(), said.get(recipe))
+    damaged(tmp_path, change)
+    with pytest.raises((CorruptModelError, UnsupportedModelError)):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"quant_method": "awq", "version": "gemv"}, "gemv"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+    ],
+)
+def test_other_layouts_are_refused_by_name(tmp_path, low_bit, said, says):
+    low_bit.quantized(tmp_path, low_bit.awq(), {"quantization_config": said})
+    with pytest.raises(UnsupportedModelError, match=says) as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.hint
+
+
+words = st.sampled_from(["gptq", "gptq_v2", "gemm"])
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | words,
+    lambda some: st.lists(some, max_size=2) | st.dictionaries(st.sampled_from(["weights", "a"]), some, max_size=2),
+    max_leaves=4,
+)
+KEYS = ["bits", "group_size", "format", "checkpoint_format", "desc_act", "dynamic", "config_groups", "w_bits"]
+PARTS = [
+    *["qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape", "weight"],
+    *["wscale", "wbias", "weight_clip_val", "u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"],
+]
+SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
+
+
+@given(
+    st.sampled_from(["gptq", "awq", "compressed-tensors", None]),
+    st.dictionaries(st.sampled_from(KEYS), anything),
+    st.dictionaries(
+        st.sampled_from(PARTS),
+        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8"]), SHAPES),
+        max_size=6,
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_parts_and_settings_are_read_or_refused(tmp_path_factory, method, said, parts):
+    folder = tmp_path_factory.getbasetemp() / "kinds"
+    folder.mkdir(exist_ok=True)
+    config = {"model_type": "llama", **said}
+    if method:
+        config["quantization_config"] = {"quant_method": method, **said, "format": said.get("format", "pack-quantized")}
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = {f"q.{name}": np.ones(shape, dtype) for name, (dtype, shape) in parts.items()}
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
+    with contextlib.suppress(LutraError):
+        read_all(folder)
