@@ -569,7 +569,7 @@ SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
         max_size=6,
     ),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_parts_and_settings_are_read_or_refused(tmp_path_factory, method, said, parts):
     folder = tmp_path_factory.getbasetemp() / "kinds"
     folder.mkdir(exist_ok=True)

@@ -21,9 +21,9 @@ __all__ = ["BF16", "Checkpoint", "Entry", "dtype_name", "open_checkpoint", "to_f
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a Hugging Face directory, a directory that lutra wrote, or a llama2.c model.
 
-    Only headers and configuration are read. Raises ModelNotFoundError where nothing lies at
-    ``path``, UnsupportedModelError for a kind of checkpoint that lutra does not know how to run
-    (named in the message), CorruptModelError for damaged or incomplete files.
+    Only headers and configuration are read, and what decides a format: scales, zeros, some rows. Raises
+    ModelNotFoundError where nothing lies at ``path``, UnsupportedModelError for a kind of checkpoint that lutra does
+    not know how to run (named in the message), CorruptModelError for damaged or incomplete files.
     """
     path = Path(path)
     if not path.exists():
