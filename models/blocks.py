@@ -140,7 +140,9 @@ class Rope:
 def rope_of(config: dict[str, Any], head_dim: int) -> Rope:
     """theta^(-2j / d) for the pairs j of the d = head_dim columns that turn, scaled as ``rope_scaling`` says."""
     theta, scaling = float(config.get("rope_theta", 10000.0)), config.get("rope_scaling") or {}
-    turning = int(head_dim * float(config.get("partial_rotary_factor") or 1.0))
+    turning = int(head_dim * factor(config, "partial_rotary_factor"))
+    if not 0 < turning <= head_dim or turning % 2:
+        raise CorruptModelError(f"config.json: partial_rotary_factor turns {turning} of a head's {head_dim} columns")
     exponents = np.arange(0, turning, 2, dtype=np.float32) / np.float32(turning)
     frequency = (1.0 / theta**exponents).astype(np.float32)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -203,7 +205,7 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
         raise ValueError(f"{len(short)} factors for {len(frequency)} pairs")
     longest = int(config["max_position_embeddings"])
     original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    original = int(original or longest)
+    original = _size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
     factor = longest / original if original < longest else float(scaling.get("factor") or 1.0)
     magnitude = scaling.get("attention_factor")
     if magnitude is None:

@@ -94,6 +94,14 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
         ({"sliding_window": -1}, CorruptModelError),
+        *[({"partial_rotary_factor": share}, CorruptModelError) for share in (1.5, 0, 0.01, 0.2, "all")],
+        (
+            {
+                "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8},
+                "original_max_position_embeddings": -5,
+            },
+            CorruptModelError,
+        ),
         ({"num_hidden_layers": 0}, CorruptModelError),
         ({"hidden_size": -64}, CorruptModelError),
         ({"hidden_size": 1 << 40}, CorruptModelError),
@@ -200,3 +208,19 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
         assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 1e-5
     assert tiny.relative(got, expected) < 1e-4
     assert (got.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral-window", "phi3-longrope", "minicpm"])
+def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
+    reference = _recipes()[name](tmp_path)
+    import torch
+
+    with Model.load(tmp_path) as m:
+        session = m.session()
+        logits, ids = session.feed(IDS), list(IDS)
+        for _ in range(32):
+            ids.append(int(logits.argmax()))
+            logits = session.feed(ids[-1:])
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids[:-1]])).logits[0].argmax(1)
+    assert ids[len(IDS) :] == expected[len(IDS) - 1 :].tolist()
