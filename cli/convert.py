@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from lutra.cli.common import in_bytes, in_numbers
 from lutra.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -78,19 +79,11 @@ def _line(tensor: Tensor) -> str:
     width = len(str(tensor.count))
     shape = "x".join(map(str, tensor.shape))
     place = f"[{tensor.index + 1:{width}}/{tensor.count}]"
-    return f"{place} {tensor.role:24} {shape:>12}  {tensor.format:4} {_bytes(tensor.nbytes):>9}"
+    return f"{place} {tensor.role:24} {shape:>12}  {tensor.format:4} {in_bytes(tensor.nbytes):>9}"
 
 
 def _summary(report: Report) -> str:
     """2.41 B params · 1.18 GB (from 4.83 GB) · 4.1 bpw · 38 s"""
-    sizes = f"{_bytes(report.nbytes)} (from {_bytes(report.source_nbytes)})"
+    sizes = f"{in_bytes(report.nbytes)} (from {in_bytes(report.source_nbytes)})"
     time = f"{report.seconds:.0f} s" if report.seconds >= 10 else f"{report.seconds:.1f} s"
-    return f"{_count(report.n_params)} params · {sizes} · {report.bits_per_weight:.1f} bpw · {time}"
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M" if n >= 1e6 else f"{n / 1e3:.0f} K"
+    return f"{in_numbers(report.n_params)} params · {sizes} · {report.bits_per_weight:.1f} bpw · {time}"
