@@ -175,6 +175,12 @@ def _summary(report: Report, dry_run: bool) -> str:
     if report.error is not None:
         parts.append(f"error {100 * report.error:.3f} %")
     if dry_run:
-        parts.append(f"takes {in_bytes(report.memory)} of memory")
-    parts.append(f"{report.seconds:.0f} s" if report.seconds >= 10 else f"{report.seconds:.1f} s")
+        time = "" if report.estimate is None else f" and about {_seconds(report.estimate)}"
+        parts.append(f"takes {in_bytes(report.memory)} of memory{time}")
+    else:
+        parts.append(_seconds(report.seconds))
     return " · ".join(parts)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -30,7 +30,7 @@ from lutra.models.weights import Planned, Weight
 from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.model import architecture
 from lutra.tools.calibrate import Calibration
-from lutra.tools.quantize import Journal, Loss, opened_journal
+from lutra.tools.quantize import Journal, Loss, estimated_seconds, opened_journal
 from lutra.tools.quantize import quantize as quantize_all
 from lutra.tools.quantizers import method_for
 
@@ -77,7 +77,8 @@ class Report:
     """What a conversion did, or with ``dry_run`` would do. nbytes: of the weights; source_nbytes: of the files read.
 
     formats: how many bytes are stored in each format. error: what quantizing lost of all it quantized, as a Tensor's.
-    memory: bytes that the largest weight takes while it is converted, about. warnings: sentences for people.
+    memory: bytes that the largest weight takes while it is converted, about. estimate: seconds that quantizing would
+    take, about, where nothing was written and the method looks at the weights alone. warnings: sentences for people.
     """
 
     tensors: tuple[Tensor, ...]
@@ -88,6 +89,7 @@ class Report:
     formats: dict[str, int]
     memory: int
     error: float | None = None
+    estimate: float | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -158,6 +160,7 @@ def convert(
             source_nbytes=_source_size(src),
             seconds=time.perf_counter() - started,
             memory=max(p.nbytes + 8 * prod(p.shape) * (p in lossy) for p in plan),
+            estimate=estimated_seconds(how, lossy) if how and dst is None else None,
             warnings=tuple(_warnings(checkpoint, lossy)),
         )
 

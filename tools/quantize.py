@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +31,10 @@ from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModel
 from lutra.runtime.formats import Packed, to_float32
 from lutra.tools.calibrate import calibrate
 
-__all__ = ["Journal", "Loss", "opened_journal", "quantize"]
+__all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
 AT_ONCE = 1 << 22  # elements whose error is measured together
+SAMPLE = 512  # rows or columns of a matrix that is timed
 
 
 @dataclass(frozen=True)
@@ -167,3 +170,18 @@ def _loss(values: np.ndarray, matrix: Any) -> Loss:
         error += float(((to_float32(matrix[begin : begin + step]) - some).astype(np.float64) ** 2).sum())
         whole += float((some.astype(np.float64) ** 2).sum())
     return Loss(error, whole)
+
+
+def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:
+    """How long quantizing would take, about: smaller matrices of every shape are timed. None if texts decide it."""
+    if getattr(method, "CALIBRATED", False):
+        return None
+    rng, total = np.random.default_rng(0), 0.0
+    for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in plan).items():
+        smaller = max(1.0, max(rows, cols) / SAMPLE)
+        values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
+        started = time.perf_counter()
+        method.quantize(values, formats.codec(format))
+        seconds = time.perf_counter() - started
+        total += count * seconds * (rows * cols / values.size) ** (getattr(method, "DEGREE", 2) / 2)
+    return total

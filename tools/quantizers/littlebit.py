@@ -20,6 +20,7 @@ from lutra.runtime.formats._chained import Chained
 TURNS = 20  # of ITQ
 POWER = 4  # iterations of the randomized SVD (Halko et al. 2011), with so many directions more than are kept:
 SPARE = 16
+DEGREE = 3
 
 
 def fits(codec: Any) -> bool:
