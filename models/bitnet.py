@@ -36,7 +36,7 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
-    angles = ops.rope_angles(ids, c.frequency, state, magnitude=1.0)
+    angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     for i, layer in enumerate(w.layers):
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "attend", "gated", "shapes"]
+__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -32,7 +33,12 @@ ACTIVATIONS = {"silu": ops.silu_mul, "swish": ops.silu_mul, "relu2": ops.relu2_m
 
 @dataclass(frozen=True)
 class Config:
-    """A decoder's shape. frequency: float32 [head_dim / 2], the rotary angle per position of each pair."""
+    """A decoder's shape.
+
+    frequency: float32 [n], the rotary angle per position of each of a head's first n pairs; magnitude: what rotated
+    pairs are multiplied by. n_ctx: positions for which frequencies hold and attention sees all before them: a sliding
+    window ends it.
+    """
 
     layers: int
     hidden: int
@@ -45,6 +51,7 @@ class Config:
     eps: float
     activation: str
     frequency: np.ndarray
+    magnitude: float
     rope_interleaved: bool
     tied: bool
 
@@ -65,6 +72,10 @@ class Config:
         activation = config.get("hidden_act", "silu")
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
+        n_ctx = _size(config, "max_position_embeddings", 2048)
+        if config.get("sliding_window") and config.get("use_sliding_window", True):
+            n_ctx = min(n_ctx, _size(config, "sliding_window"))
+        rope = rope_of(config, head_dim)
         return cls(
             layers=_size(config, "num_hidden_layers"),
             hidden=hidden,
@@ -73,10 +84,11 @@ class Config:
             head_dim=head_dim,
             intermediate=_size(config, "intermediate_size"),
             vocab=_size(config, "vocab_size"),
-            n_ctx=_size(config, "max_position_embeddings", 2048),
+            n_ctx=min(n_ctx, rope.positions or n_ctx),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=activation,
-            frequency=rope_frequency(config, head_dim),
+            frequency=rope.frequency,
+            magnitude=rope.magnitude,
             rope_interleaved=bool(config.get("rope_interleaved", False)),
             tied=bool(config.get("tie_word_embeddings", False)),
         )
@@ -107,32 +119,115 @@ def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
-def rope_frequency(config: dict[str, Any], head_dim: int) -> np.ndarray:
-    """theta^(-2j / head_dim) for j < head_dim / 2, scaled as ``rope_scaling`` says; float32."""
+def factor(config: dict[str, Any], key: str, default: float = 1.0) -> float:
+    """A positive number of the configuration. CorruptModelError for anything else."""
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise CorruptModelError(f"config.json: {key} is {value!r}, which is no positive number")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary frequencies, float32 [pairs]; the factor of what they turn; the positions they hold for, None: any."""
+
+    frequency: np.ndarray
+    magnitude: float = 1.0
+    positions: int | None = None
+
+
+def rope_of(config: dict[str, Any], head_dim: int) -> Rope:
+    """theta^(-2j / d) for the pairs j of the d = head_dim columns that turn, scaled as ``rope_scaling`` says."""
     theta, scaling = float(config.get("rope_theta", 10000.0)), config.get("rope_scaling") or {}
-    frequency = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
-    frequency = frequency.astype(np.float32)
+    turning = int(head_dim * float(config.get("partial_rotary_factor") or 1.0))
+    exponents = np.arange(0, turning, 2, dtype=np.float32) / np.float32(turning)
+    frequency = (1.0 / theta**exponents).astype(np.float32)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return frequency
-    if kind == "linear":
-        return frequency / np.float32(scaling["factor"])
-    if kind == "llama3":
-        return _llama3_frequency(frequency, scaling)
-    raise UnsupportedModelError(f"lutra does not know rope_type {kind!r}", "it knows default, linear and llama3")
+    if kind not in _ROPES:
+        raise UnsupportedModelError(f"lutra does not know rope_type {kind!r}", f"it knows {', '.join(_ROPES)}")
+    try:
+        return _ROPES[kind](frequency, scaling, config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CorruptModelError(f"rope_scaling {scaling!r:.200} makes no {kind} rope: {error!r}") from None
 
 
-def _llama3_frequency(frequency: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
+def _linear_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
+    return Rope(frequency / np.float32(scaling["factor"]))
+
+
+def _llama3_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
     """Llama 3.1's context extension: long wavelengths slowed by ``factor``, short ones kept, a ramp between."""
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = float(scaling["original_max_position_embeddings"]) * frequency / (2 * math.pi)
     ramp = np.clip((turns - low) / (high - low), 0, 1)
-    return ((1 - ramp) * frequency / factor + ramp * frequency).astype(np.float32)
+    return Rope(((1 - ramp) * frequency / factor + ramp * frequency).astype(np.float32))
 
 
-def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int) -> Any:
-    """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim]."""
+def _yarn_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str, Any]) -> Rope:
+    """YaRN (Peng et al. 2023, 3.2): pairs that turn often are kept, those that turn seldom are slowed by ``factor``."""
+    pairs, theta = len(frequency), float(config.get("rope_theta", 10000.0))
+    original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
+    factor = float(scaling["factor"])
+
+    def pair(turns: float) -> float:
+        return pairs * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair(float(scaling.get("beta_fast") or 32)), pair(float(scaling.get("beta_slow") or 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    slowed = np.clip((np.arange(pairs) - low) / max(high - low, 0.001), 0, 1)
+    magnitude = _yarn_magnitude(scaling, factor)
+    return Rope((frequency / factor * slowed + frequency * (1 - slowed)).astype(np.float32), magnitude)
+
+
+def _yarn_magnitude(scaling: dict[str, Any], factor: float) -> float:
+    def of(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return of(float(scaling["mscale"])) / of(float(scaling["mscale_all_dim"]))
+    return of(1.0)
+
+
+def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str, Any]) -> Rope:
+    """LongRoPE (Ding et al. 2024): a factor per pair. Those for contexts as long as the original's are used.
+
+    Longer contexts have others, under which all that was cached before would have to be made anew.
+    """
+    short = np.array(scaling["short_factor"], np.float32)
+    if short.shape != frequency.shape:
+        raise ValueError(f"{len(short)} factors for {len(frequency)} pairs")
+    longest = int(config["max_position_embeddings"])
+    original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    original = int(original or longest)
+    factor = longest / original if original < longest else float(scaling.get("factor") or 1.0)
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return Rope(frequency / short, float(magnitude), original)
+
+
+_ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
+    "default": lambda frequency, scaling, config: Rope(frequency),
+    "linear": _linear_rope,
+    "llama3": _llama3_rope,
+    "yarn": _yarn_rope,
+    "longrope": _long_rope,
+}
+
+
+def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int, norms: Sequence[np.ndarray] = ()) -> Any:
+    """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
+
+    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated.
+    """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+    if norms:
+        q, k = (ops.rms_norm(x, weight, eps=c.eps) for x, weight in zip((q, k), norms, strict=True))
     q = ops.rope(q, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
     k = ops.rope(k, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)

@@ -31,6 +31,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_angles",
+    "scale",
     "scale_columns",
     "silu_mul",
     "split",
@@ -85,9 +86,10 @@ def _embed(ids: Array, table: Packed, *, group: int) -> Array:
 
 @op(_like)
 def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019)."""
-    mean = np.mean(x * x, axis=-1, keepdims=True, dtype=f32)
-    return x * (f32(1) / np.sqrt(mean + f32(eps))) * weight
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), of every run of len(weight) columns."""
+    runs = x.reshape(len(x), -1, len(weight))
+    mean = np.mean(runs * runs, axis=-1, keepdims=True, dtype=f32)
+    return (runs * (f32(1) / np.sqrt(mean + f32(eps))) * weight).reshape(x.shape)
 
 
 def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
@@ -191,6 +193,12 @@ def add_bias(x: Array, bias: np.ndarray) -> Array:
 def concat(*parts: Array) -> Array:
     """The parts' columns side by side, at most seven of them."""
     return np.concatenate(parts, axis=1)
+
+
+@op(_like)
+def scale(x: Array, *, factor: float) -> Array:
+    """x * factor"""
+    return x * f32(factor)
 
 
 @op(_like)

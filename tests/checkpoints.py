@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -55,6 +56,35 @@ def dense_llama(
     model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     return reference(folder)
+
+
+def dense(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """A plain model of the architecture whose classes in transformers begin with ``name``, such as "Qwen3"."""
+    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
+    architecture, settings = classes
+    model = _randomized(architecture, settings(**{"pad_token_id": None, **SHAPE, **config}), seed)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
+def minicpm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """MiniCPM, which transformers lacks; the reference is a Llama with the three factors in its weights."""
+    factors = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 16}
+    model = _randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = (
+        json.loads(path.read_text()) | factors | {"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
+    )
+    path.write_text(json.dumps(settings))
+    model.model.embed_tokens.weight.data *= factors["scale_emb"]
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight.data *= factors["scale_depth"] / len(model.model.layers) ** 0.5
+    model.lm_head.weight.data *= factors["dim_model_base"] / SHAPE["hidden_size"]
+    return model
 
 
 def bitnet_online(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
@@ -152,6 +182,8 @@ def _randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
+        elif name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
     return model
 
 

@@ -147,6 +147,12 @@ def add(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.add, (Rows(a), Rows(b)))
 
 
+@register("scale")
+def scale(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        yield Case(f"{kind} {n} x {cols}", ops.scale, (Rows(KINDS[kind](rng, n, cols)),), {"factor": 0.3})
+
+
 @register("scale_columns")
 def scale_columns(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
@@ -171,12 +177,13 @@ def add_bias(rng: Rng) -> Iterator[Case]:
 @register("rms_norm")
 def rms_norm(rng: Rng) -> Iterator[Case]:
     kinds = {**KINDS, "overflow": lambda rng, *shape: np.full(shape, 1e25, f32)}
-    for kind, n, cols in [*grids(rng), ("overflow", 2, 40)]:
-        x, weight, eps = kinds[kind](rng, n, cols), normal(rng, cols), float(rng.choice([1e-5, 1e-6]))
+    for i, (kind, n, cols) in enumerate([*grids(rng), ("overflow", 2, 40)]):
+        heads = i % 3 + 1  # of which each has its norm
+        x, weight, eps = kinds[kind](rng, n, heads * cols), normal(rng, cols), float(rng.choice([1e-5, 1e-6]))
         # A sum of squares loses a rounding per term of a lane, half of that in its root; then a few more. numpy's
         # mean, which the op takes in float32, is pairwise over runs of 16.
         bound = (cols / LANES / 2 + 24) * EPS * np.abs(reference(ops.rms_norm, x, weight, eps=eps)) + 2 * TINY
-        yield Case(f"{kind} {n} x {cols}", ops.rms_norm, (Rows(x), weight), {"eps": eps}, bound)
+        yield Case(f"{kind} {n} x {heads} x {cols}", ops.rms_norm, (Rows(x), weight), {"eps": eps}, bound)
 
 
 @register("silu_mul")

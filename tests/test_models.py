@@ -90,7 +90,10 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     ("change", "error"),
     [
         ({"hidden_act": "gelu"}, UnsupportedModelError),
-        ({"rope_scaling": {"rope_type": "yarn"}}, UnsupportedModelError),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, UnsupportedModelError),
+        ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
+        ({"sliding_window": -1}, CorruptModelError),
         ({"num_hidden_layers": 0}, CorruptModelError),
         ({"hidden_size": -64}, CorruptModelError),
         ({"hidden_size": 1 << 40}, CorruptModelError),
@@ -141,12 +144,45 @@ def _recipes():
         "bitnet-unpacked": lambda f: c.bitnet_unpacked(f),
         "llama-bitlinear": lambda f: c.llama_bitlinear(f),
         "1bitllm": lambda f: c.one_bit_llm(f),
+        "yarn-rope": lambda f: c.dense_llama(
+            f,
+            max_position_embeddings=256,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        "qwen2": lambda f: c.dense(f, "Qwen2"),
+        "qwen2-tied-bf16": lambda f: c.dense(f, "Qwen2", torch.bfloat16, tie_word_embeddings=True),
+        "qwen3": lambda f: c.dense(f, "Qwen3", head_dim=24),
+        "qwen3-bias": lambda f: c.dense(f, "Qwen3", attention_bias=True, tie_word_embeddings=True),
+        "mistral": lambda f: c.dense(f, "Mistral", sliding_window=None),
+        "mistral-window": lambda f: c.dense(f, "Mistral", sliding_window=64),
+        "phi3": lambda f: c.dense(f, "Phi3"),
+        "phi3-partial": lambda f: c.dense(f, "Phi3", hidden_size=128, partial_rotary_factor=0.75),
+        "phi3-longrope": lambda f: c.dense(
+            f,
+            "Phi3",
+            max_position_embeddings=256,
+            original_max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1 + i / 10 for i in range(8)],
+                "long_factor": [2.0 + i for i in range(8)],
+            },
+        ),
+        "minicpm": lambda f: c.minicpm(f),
     }
 
 
 NAMES = [
     *["llama-f32", "llama-bf16", "llama-f16", "llama-tied", "llama-mha", "llama-sharded", "llama-head-dim"],
     *["llama-bias", "llama3-rope", "linear-rope"],
+    *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
+    *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
 

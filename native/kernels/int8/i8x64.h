@@ -22,7 +22,7 @@
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product, and
- * there is room for those of STREAMS blocks with one token. SPAN:
+ * there is room for those of STREAMS blocks with one token. Up to FEW_TOKENS are as well taken one by one. SPAN:
  * the steps whose activations one load brings. PAIRED: a panel's steps are put together by twos, rows of 8 bytes (u8pair),
  * that meet two tokens at once (dot8); unpair gives each its sums. */
 #pragma once
@@ -47,6 +47,7 @@ typedef __m512i narrow;
 #define TILE_TOKENS 12
 #define TILE_BLOCKS 2
 #define STREAMS 2
+#define FEW_TOKENS 2
 
 LT_INLINE u8x64 u8load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 LT_INLINE void u8store(uint8_t *p, u8x64 v) { _mm512_storeu_si512(p, v); }
@@ -522,6 +523,9 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) {
 
 #ifndef STREAMS
 #define STREAMS 1
+#endif
+#ifndef FEW_TOKENS
+#define FEW_TOKENS 1
 #endif
 #ifndef NEGATIVE_BITS
 #define CHAINS 8

@@ -1,7 +1,7 @@
 /* Matrices times int8 activations: what all formats share. One text for every ISA, on i8x64.h.
  *
  * linear(y, codes, act_scale, act_sum, <the format's parts>; group): activations come quantized in groups of columns,
- * each with a scale and the sum of its codes. One token meets the packed bytes themselves. For many, a panel of a
+ * each with a scale and the sum of its codes. A few tokens meet the packed bytes themselves. For many, a panel of a
  * block's weights is decoded once, one weight to a byte, and multiplied in tiles that stay in registers.
  *
  * A format says, before it includes this file,
@@ -32,7 +32,8 @@ enum {
     STEP = 4,                /* columns */
     VECTOR = 64,             /* bytes */
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
-    BATCH = 16 * TILE_TOKENS /* tokens that share one decoding */
+    BATCH = 16 * TILE_TOKENS, /* tokens that share one decoding */
+    TILES_ABREAST = 4         /* rows of tiles that share a panel's activations while these are in a near cache */
 };
 
 typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR];
@@ -50,15 +51,15 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
 
 /* Some blocks times one token, side by side: memory is read faster as two streams. */
 static inline void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first,
-                                      int32_t blocks) {
-    const int8_t *codes = lt_row(op, step, 1, 0);
-    const float *act_scale = lt_row(op, step, 2, 0), *act_sum = lt_row(op, step, 3, 0);
+                                      int32_t blocks, int32_t token) {
+    const int8_t *codes = lt_row(op, step, 1, token);
+    const float *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #if WHOLE
     i32x16 sums[BLOCKS_PER_PART];
     if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
     else blocks_dot(f, first, 1, codes, sums);
     for (int32_t b = 0; b < blocks; b++)
-        store_rows(op, step, 0, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
+        store_rows(op, step, token, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
 #else
     f32x16 y[BLOCKS_PER_PART];
     for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);
@@ -73,7 +74,7 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
                 y[b] = add_group(y[b], sums, grid_at(f, first + b, g, p), act_scale[g], act_sum[g]);
             }
     }
-    for (int32_t b = 0; b < blocks; b++) store_rows(op, step, 0, first + b, y[b]);
+    for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token, first + b, y[b]);
 #endif
 }
 
@@ -211,60 +212,80 @@ LT_INLINE void finish_panel(panel weights, int32_t steps) {
 #endif
 }
 
-/* Up to BATCH tokens times up to TILE_BLOCKS blocks; the last one fills the tile. */
-static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t blocks,
+/* The i-th block of a row of tiles that begins with block `first`; the last block fills the tile. */
+LT_INLINE int32_t tile_block(int32_t first, int32_t i, int32_t last) { return lt_min(first + i, last - 1); }
+
+/* Up to BATCH tokens times the blocks block <= b < last, up to TILES_ABREAST tiles of them. */
+static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t last,
                                int32_t token, int32_t tokens) {
     panel weights __attribute__((aligned(VECTOR)));
-    result y[BATCH];
-    memset(y, 0, (size_t)tokens * sizeof *y);
+    result sums[TILES_ABREAST][BATCH], *y = sums[0];
+    for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) memset(y, 0, (size_t)tokens * sizeof *y);
     for (int32_t t = 0; t < tokens; t++) /* what will be written: a page of its own each */
         __builtin_prefetch((float *)lt_row(op, step, 0, token + t) + block * BLOCK, 1);
 #if WHOLE
     for (int32_t first = 0; first < f->chunks; first += PANEL) {
         const int32_t chunks = lt_min(PANEL, f->chunks - first);
-        for (int32_t c = 0; c < chunks; c++)
-            for (int32_t b = 0; b < TILE_BLOCKS; b++)
-                decode(f, 0, chunk_at(f, block + lt_min(b, blocks - 1), first + c), weights + c * STEPS, b);
-        finish_panel(weights, chunks * STEPS);
-        TILES(weights, first, chunks);
+        y = sums[0];
+        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) {
+            for (int32_t c = 0; c < chunks; c++)
+                for (int32_t i = 0; i < TILE_BLOCKS; i++) {
+                    const uint8_t *data = chunk_at(f, tile_block(b, i, last), first + c);
+                    __builtin_prefetch(data + PREFETCH); /* the next panel's, where a few tokens wait for memory */
+                    decode(f, 0, data, weights + c * STEPS, i);
+                }
+            finish_panel(weights, chunks * STEPS);
+            TILES(weights, first, chunks);
+        }
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
-    for (int32_t t = 0; t < tokens; t++)
-        for (int32_t b = 0; b < blocks; b++) {
-            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
-            store_rows(op, step, token + t, block + b, row_finish(f, iload(y[t][b]), block + b, scale, sum));
-        }
 #else
     for (int32_t first = 0, g = 0; first < f->chunks; first += f->group, g++) {
         const int32_t chunks = lt_min(f->group, f->chunks - first);
-        for (int32_t p = 0; p < f->planes; p++) {
-            grid grids[TILE_BLOCKS];
-            for (int32_t b = 0; b < TILE_BLOCKS; b++) {
-                const int32_t at = block + lt_min(b, blocks - 1);
-                const uint8_t *data = group_at(f, at, g, p, chunks);
-                grids[b] = grid_at(f, at, g, p);
-                for (int32_t c = 0; c < chunks; c++) decode(f, p, data + c * BYTES, weights + c * STEPS, b);
+        y = sums[0];
+        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH)
+            for (int32_t p = 0; p < f->planes; p++) {
+                grid grids[TILE_BLOCKS];
+                for (int32_t i = 0; i < TILE_BLOCKS; i++) {
+                    const int32_t at = tile_block(b, i, last);
+                    const uint8_t *data = group_at(f, at, g, p, chunks);
+                    grids[i] = grid_at(f, at, g, p);
+                    for (int32_t c = 0; c < chunks; c++) {
+                        for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + c * BYTES + v + PREFETCH);
+                        decode(f, p, data + c * BYTES, weights + c * STEPS, i);
+                    }
+                }
+                finish_panel(weights, chunks * STEPS);
+                TILES(f, weights, grids, g, chunks);
             }
-            finish_panel(weights, chunks * STEPS);
-            TILES(f, weights, grids, g, chunks);
-        }
     }
-    for (int32_t t = 0; t < tokens; t++)
-        for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token + t, block + b, vload(y[t][b]));
 #endif
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t b = block; b < last; b++) {
+            const int32_t i = (b - block) % TILE_BLOCKS;
+            y = sums[(b - block) / TILE_BLOCKS];
+#if WHOLE
+            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
+            store_rows(op, step, token + t, b, row_finish(f, iload(y[t][i]), b, scale, sum));
+#else
+            store_rows(op, step, token + t, b, vload(y[t][i]));
+#endif
+        }
 }
 
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
     const format f = format_open(op, step);
     const int32_t tokens = lt_rows(op, step), last = lt_min(end * BLOCKS_PER_PART, lt_ceil_div(op->arg[0].cols, BLOCK));
-    if (tokens == 1) {
+    if (tokens <= FEW_TOKENS) { /* weights come from memory for the first of them, and are near for the others */
         for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += BLOCKS_PER_PART)
-            blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block));
+            for (int32_t t = 0; t < tokens; t++)
+                blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block), t);
         return;
     }
-    for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += TILE_BLOCKS)
+    const int32_t abreast = TILES_ABREAST * TILE_BLOCKS;
+    for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += abreast)
         for (int32_t t = 0; t < tokens; t += BATCH)
-            blocks_times_batch(op, step, &f, block, lt_min(TILE_BLOCKS, last - block), t, lt_min(BATCH, tokens - t));
+            blocks_times_batch(op, step, &f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t));
 }
 
 static int32_t linear_units(const lt_op *op, const lt_step *step) {

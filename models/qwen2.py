@@ -1,0 +1,11 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases of q, k and v, which lie beside the tensors."""
+
+from __future__ import annotations
+
+from lutra.models import llama
+
+Config = llama.Config
+NAMES = llama.NAMES
+shapes = llama.shapes
+forward = llama.forward
+TINY = llama.TINY | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": True}
