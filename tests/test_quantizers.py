@@ -280,6 +280,22 @@ def test_calibration_sees_what_each_matrix_sees(tmp_path: Path) -> None:
         np.testing.assert_allclose(hessian, due[role], rtol=1e-3, atol=1e-5 * np.abs(due[role]).max())
 
 
+@pytest.mark.parametrize("name", ["Qwen3", "Phi3"])
+def test_any_architecture_is_calibrated(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    for library in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(library, reason="the oracle")
+    import checkpoints
+
+    (tmp_path / "src").mkdir()
+    checkpoints.dense(tmp_path / "src", name)
+    monkeypatch.setattr(Calibration, "texts", lambda *_: [list(range(40)), list(range(40, 70))])
+    report = convert(tmp_path / "src", tmp_path / "dst", quantize="q6g64", method="gptq", calibration=Calibration(""))
+    assert report.error is not None
+    assert report.error < 0.002
+    exact, found = logits(tmp_path / "src"), logits(tmp_path / "dst")
+    assert np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+
+
 def test_an_error_in_calibration_ends_it(tmp_path: Path) -> None:
     folder = small_llama(tmp_path / "m")
     with open_checkpoint(folder) as checkpoint, Model.load(folder) as model:
