@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,19 @@ class KVType:
     dtype: Any
     bits: int = 0  # 0: a float
 
+    @property
+    def zero(self) -> int:
+        """By which stored integers are too large."""
+        return 1 << self.bits - 1 if self.bits else 0
+
+    @property
+    def steps(self) -> int:
+        """Columns of keys, or positions of values, that lie together."""
+        return 4 if self.bits else 1
+
     def columns(self, head_dim: int) -> int:
         """Numbers in a row: head_dim, rounded up."""
-        step = GROUP if self.bits == 4 else 16
+        step = GROUP if self.bits else 16
         return -(-head_dim // step) * step
 
     def scales(self, head_dim: int) -> int:
@@ -49,7 +60,7 @@ class KVType:
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Rows of numbers, float32 [..., head_dim], as bytes: uint8 [..., row_bytes]."""
         head_dim = x.shape[-1]
-        columns = -(-head_dim // GROUP) * GROUP if self.bits else self.columns(head_dim)
+        columns = self.columns(head_dim)
         x = np.concatenate([x, np.zeros((*x.shape[:-1], columns - head_dim), x.dtype)], axis=-1).astype(f32)
         if not self.bits:
             return np.ascontiguousarray(x.astype(self.dtype)).view(np.uint8)
@@ -60,11 +71,10 @@ class KVType:
         known = half.astype(f32)
         inverse = np.divide(f32(1), known, out=np.zeros_like(known), where=known != 0)
         least, most = (-8, 7) if self.bits == 4 else (-127, 127)
-        codes = np.rint(x * inverse).clip(least, most).astype(np.int8)
+        codes = (np.rint(x * inverse).clip(least, most) + self.zero).astype(np.uint8)
         if self.bits == 4:
-            pairs = (codes + 8).astype(np.uint8)
-            codes = pairs[..., :16] | pairs[..., 16:] << 4
-        codes = codes.reshape(*codes.shape[:-2], -1)[..., : self.codes(head_dim)]
+            codes = codes[..., :16] | codes[..., 16:] << 4
+        codes = codes.reshape(*codes.shape[:-2], -1)
         scales = half[..., 0]
         return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in (codes, scales)], axis=-1)
 
@@ -77,15 +87,15 @@ class KVType:
         scale = np.ascontiguousarray(rows[..., end:]).view(np.float16).astype(f32)
         if self.bits == 4:
             codes = codes.reshape(*codes.shape[:-1], -1, 16)
-            codes = np.concatenate([codes & 15, codes >> 4], axis=-1).astype(np.int8) - np.int8(8)
+            codes = np.concatenate([codes & 15, codes >> 4], axis=-1)
             codes = codes.reshape(*codes.shape[:-2], -1)
-        return codes[..., :head_dim].astype(f32) * scale.repeat(GROUP, axis=-1)[..., :head_dim]
+        return (codes[..., :head_dim].astype(f32) - f32(self.zero)) * scale.repeat(GROUP, axis=-1)[..., :head_dim]
 
 
 KV_TYPES = {
     "f32": KVType(np.float32),
     "f16": KVType(np.float16),
-    "q8": KVType(np.int8, 8),
+    "q8": KVType(np.uint8, 8),
     "q4": KVType(np.uint8, 4),
 }
 
@@ -111,30 +121,25 @@ class Cache:
         self.memory = memory.zeros(layers * 2 * kv_heads * size).reshape(layers, 2, kv_heads, size)
         pieces = heads * -(-n_ctx // SPAN) * (t.columns(head_dim) + 2)
         self.work = np.zeros(SPLIT_ROWS * (kv_heads + pieces), np.float32)
-        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales].
-        codes, scales = t.codes(head_dim), t.scales(head_dim)
-        self._keys = [self._part(0, t.dtype, 0, blocks, codes, True)]
-        self._values = [self._part(1, t.dtype, 0, blocks, codes, False)]
+        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales], where the
+        # last two may each be two axes.
+        codes, scales, steps = t.codes(head_dim), t.scales(head_dim), t.steps
+        end = blocks * LANES * codes * np.dtype(t.dtype).itemsize
+        keys, values = (self.memory[:, i, :, :end].view(t.dtype) for i in (0, 1))
+        lead = (layers, kv_heads, blocks)
+        self._keys = [_split(keys, *lead, codes // steps, LANES, steps).transpose(0, 1, 2, 4, 3, 5)]
+        self._values = [_split(values, *lead, LANES // steps, codes, steps).transpose(0, 1, 2, 3, 5, 4)]
         if scales:
-            at = size - blocks * LANES * scales * 2
-            self._keys.append(self._part(0, np.float16, at, blocks, scales, True))
-            self._values.append(self._part(1, np.float16, at, blocks, scales, True))
-
-    def _part(self, which: int, dtype: Any, offset: int, blocks: int, n: int, by_lane: bool) -> np.ndarray:
-        item = np.dtype(dtype).itemsize
-        position, column = (item, LANES * item) if by_lane else (n * item, item)
-        layers, _, kv_heads, _ = self.memory.shape
-        strides = (self.memory.strides[0], self.memory.strides[2], LANES * n * item, position, column)
-        start = which * self.memory.strides[1] + offset
-        return np.ndarray((layers, kv_heads, blocks, LANES, n), dtype, self.memory.reshape(-1), start, strides)
+            for i, parts in enumerate((self._keys, self._values)):
+                half = self.memory[:, i, :, end:].view(np.float16)
+                parts.append(_split(half, *lead, scales, LANES).transpose(0, 1, 2, 4, 3))
 
     def read(self, n: int) -> np.ndarray:
         """The rows of the first n positions, a copy: uint8 [layers, 2, kv_heads, n, row_bytes]."""
         blocks = -(-n // LANES)
         both = []
         for parts in (self._keys, self._values):
-            copies = [np.ascontiguousarray(part[:, :, :blocks]).view(np.uint8) for part in parts]
-            rows = np.concatenate(copies, axis=-1)
+            rows = np.concatenate([_rows(part[:, :, :blocks]).view(np.uint8) for part in parts], axis=-1)
             both.append(rows.reshape(*rows.shape[:2], blocks * LANES, rows.shape[-1])[:, :, :n])
         return np.stack(both, axis=1)
 
@@ -144,9 +149,23 @@ class Cache:
         for i, parts in enumerate((self._keys, self._values)):
             begin = 0
             for part in parts:
-                end = begin + part.shape[-1] * part.itemsize
-                codes = np.ascontiguousarray(rows[:, i, :, :, begin:end]).view(part.dtype)
-                begin = end
                 for block in range(-(-n // LANES)):
-                    some = codes[:, :, block * LANES : (block + 1) * LANES]
-                    part[:, :, block, : some.shape[2]] = some
+                    whole = part[:, :, block]
+                    filled = _rows(whole[:, :, None])[:, :, 0]
+                    end = begin + filled.shape[-1] * filled.itemsize
+                    some = rows[:, i, :, block * LANES : (block + 1) * LANES, begin:end]
+                    filled[:, :, : some.shape[2]] = np.ascontiguousarray(some).view(part.dtype)
+                    whole[...] = filled.reshape(whole.shape)
+                begin = end
+
+
+def _split(x: np.ndarray, *shape: int) -> np.ndarray:
+    """The same memory in another shape: an error where that takes a copy."""
+    result = x.view()
+    result.shape = shape
+    return result
+
+
+def _rows(part: np.ndarray) -> np.ndarray:
+    """Codes or scales, a copy: [layers, kv_heads, blocks, 16 positions, codes or scales]."""
+    return np.array(part, order="C").reshape(*part.shape[:3], LANES, math.prod(part.shape[3:]) // LANES)

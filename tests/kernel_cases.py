@@ -472,19 +472,46 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         attrs = {"layer": int(rng.integers(3)), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         attrs["scale"] = head_dim**-0.5
         args = (Rows(q), Session(kv_type, pos, 1, keys, values))
-        bound = attention_bound(q, keys, values, heads, attrs["scale"])
+        bound = attention_bound(q, keys, values, heads, attrs["scale"], KV_TYPES[kv_type].bits > 0)
         yield Case(f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}", ops.attention, args, attrs, bound)
 
 
-def attention_bound(q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, scale: float) -> np.ndarray:
+def attention_bound(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, scale: float, integer: bool
+) -> np.ndarray:
     """A score is off by a rounding for each of its products; a weight, e^(score - most), by that twice and those of
-    e^x; then there is a sum over positions above and one below the line, rescaled once a tile."""
+    e^x; then there is a sum over positions above and one below the line, rescaled once a tile.
+
+    An integer cache rounds queries to half of 2^-13 of their largest number, and weights times scales to half of 2^-13
+    of the largest in 64 positions: each position's value is off by that."""
     positions, kv_heads, head_dim = keys.shape
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
-    size = np.einsum("qhd,phd->hqp", np.abs(q.astype(float)).reshape(len(q), heads, head_dim), k).max(axis=2) * scale
+    x = np.abs(q.astype(float)).reshape(len(q), heads, head_dim)
+    size = np.einsum("qhd,phd->hqp", x, k).max(axis=2) * scale
     score = (head_dim + 3) * EPS * size
+    rounded = 0
+    if integer:
+        step = 2.0**-14 * 1.01  # and the floats on the way
+        score = score + step * scale * x.max(axis=2).T * k.sum(axis=2).max(axis=0)[:, None]
+        weight = attention_weights(q, keys, heads, scale)
+        for at in range(0, positions, 64):
+            some = weight[:, :, at : at + 64]
+            most = v[at : at + 64].max(axis=(0, 2))[:, None]  # the largest code times the largest scale
+            rounded = rounded + some.shape[2] * step * some.max(axis=2) * most
     relative = np.expm1(2 * score) + (2 * positions + 40) * EPS
-    return (relative.T[:, :, None] * v.max(axis=0)).reshape(q.shape) + positions * TINY
+    bound = relative.T[:, :, None] * v.max(axis=0)
+    if integer:
+        bound = bound + (rounded * (1 + np.expm1(2 * score))).T[:, :, None]
+    return bound.reshape(q.shape) + positions * TINY
+
+
+def attention_weights(q: np.ndarray, keys: np.ndarray, heads: int, scale: float) -> np.ndarray:
+    """Softmax of the scores: [heads, rows, positions]."""
+    k = keys.astype(float).repeat(heads // keys.shape[1], axis=1)
+    scores = np.einsum("qhd,phd->hqp", q.astype(float).reshape(len(q), heads, -1), k) * scale
+    scores[:, ~np.tri(len(q), len(keys), len(keys) - len(q), dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    return weights / weights.sum(axis=2, keepdims=True)
 
 
 # Reading memory, multiplying bytes

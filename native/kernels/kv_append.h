@@ -4,9 +4,11 @@
 enum { CODE = KV_BYTES / 16, MOST = 32 / KV_HALVES }; /* bytes of a code, or of those that share one; in 32 columns */
 
 static void append_head(const kv_head *cache, int32_t position, const float *k, const float *v, int32_t n) {
-    const int32_t columns = kv_columns(n), rows = columns / KV_HALVES, lane = position % LANES;
+    const int32_t columns = kv_columns(n), codes = columns / KV_HALVES, lane = position % LANES;
+    uint8_t *keys = cache->keys.codes + (int64_t)(position - lane) * kv_row_bytes(columns);
+    uint8_t *values = cache->values.codes + (int64_t)(position - position % STEPS) * kv_row_bytes(columns);
     for (int32_t c = 0; c < n; c += 32) {
-        const int32_t row = c / KV_HALVES, codes = lt_min(MOST, rows - row);
+        const int32_t first = c / KV_HALVES, some = lt_min(MOST, codes - first);
         _Alignas(64) uint8_t key_codes[MOST * CODE], value_codes[MOST * CODE];
         float x[32] = {0};
         memcpy(x, k + c, (size_t)lt_min(32, n - c) * sizeof *x);
@@ -14,9 +16,11 @@ static void append_head(const kv_head *cache, int32_t position, const float *k, 
         memcpy(x, v + c, (size_t)lt_min(32, n - c) * sizeof *x);
         const uint16_t value_scale = kv_encode(value_codes, x);
 
-        uint8_t *to = cache->keys.codes + ((int64_t)(position / LANES) * rows + row) * KV_BYTES + lane * CODE;
-        for (int32_t i = 0; i < codes; i++) memcpy(to + (int64_t)i * KV_BYTES, key_codes + i * CODE, CODE);
-        memcpy(cache->values.codes + position * kv_row_bytes(columns) + row * CODE, value_codes, (size_t)codes * CODE);
+        for (int32_t i = 0; i < some; i++) {
+            const int32_t code = first + i, key = (code / STEPS * LANES + lane) * STEPS + code % STEPS;
+            memcpy(keys + (int64_t)key * CODE, key_codes + i * CODE, CODE);
+            memcpy(values + (int64_t)(code * STEPS + position % STEPS) * CODE, value_codes + i * CODE, CODE);
+        }
         if (KV_GROUP) {
             const int64_t at = ((int64_t)(position / LANES) * kv_groups(columns) + c / 32) * LANES + lane;
             cache->keys.scales[at] = key_scale;

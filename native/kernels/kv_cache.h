@@ -3,12 +3,13 @@
  * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values. A head's codes come first, then,
  * for types that have them, its scales. `columns` is head_dim rounded up; what is added to it is 0.
  *
- *     codes of keys    [position / 16][columns][16 positions]   a query meets sixteen positions in one vector
- *     codes of values  [position][columns]
+ *     codes of keys    [position / 16][columns / STEPS][16 positions][STEPS columns]
+ *     codes of values  [position / STEPS][columns / 16][16 columns][STEPS positions]
  *     scales of both   [position / 16][columns / 32][16 positions], half floats
  *
- * There is room for n_ctx positions, n_ctx rounded up to a multiple of 16. Where two codes share a byte, it is column
- * c's and column c + 16's of the same 32, and there are half as many columns of bytes.
+ * A query meets sixteen positions in one vector, a weight sixteen columns; integers come by fours (STEPS), as they are
+ * multiplied, and floats one by one. There is room for n_ctx positions, n_ctx rounded up to a multiple of 16. Where two
+ * codes share a byte, it is column c's and column c + 16's of the same 32, and there are half as many columns of bytes.
  *
  * LT_WORK: what attention lays aside during a step of at most SPLIT_ROWS rows.
  *
@@ -19,9 +20,11 @@
  *
  *     KV_BYTES   that sixteen codes are loaded from
  *     KV_HALVES  how many times sixteen these bytes hold
- *     KV_GROUP   columns that share a scale, 0: there are no scales
- *     kv_load    sixteen codes of one half, as floats
+ *     KV_GROUP   columns that share a scale: 32, or 0 for floats, which have none
  *     kv_encode  32 floats to codes; returns the scale
+ *
+ * of floats  kv_load, sixteen codes; of integers  kv_half, sixty-four of one half, as int8/i8x64.h multiplies them;
+ * KV_ZERO, by which these are too large; KV_MOST, the largest of them.
  */
 #pragma once
 #include "f32x16.h"
@@ -29,7 +32,8 @@
 
 enum {
     LANES = 16,     /* positions in a vector of keys */
-    SPAN = 256,     /* positions; a query's softmax is made span by span, whoever makes them */
+    STEPS = KV_GROUP ? 4 : 1,
+    KV_SPAN = 256,  /* positions; a query's softmax is made span by span, whoever makes them */
     SPLIT_ROWS = 8, /* a step of more rows has enough parts without cutting the context into spans */
 };
 
@@ -42,8 +46,11 @@ typedef struct {
     kv_codes keys, values;
 } kv_head;
 
-static inline int32_t kv_columns(int32_t head_dim) { return lt_ceil_div(head_dim, 16 * KV_HALVES) * 16 * KV_HALVES; }
-static inline int32_t kv_groups(int32_t columns) { return KV_GROUP ? lt_ceil_div(columns, KV_GROUP) : 0; }
+static inline int32_t kv_columns(int32_t head_dim) {
+    const int32_t some = KV_GROUP ? KV_GROUP : 16;
+    return lt_ceil_div(head_dim, some) * some;
+}
+static inline int32_t kv_groups(int32_t columns) { return KV_GROUP ? columns / KV_GROUP : 0; }
 static inline int64_t kv_row_bytes(int32_t columns) { return (int64_t)columns / 16 / KV_HALVES * KV_BYTES; }
 
 static inline kv_head kv_head_at(const lt_step *step, int32_t layer, int32_t kv_heads, int32_t head, int32_t columns) {

@@ -3,8 +3,7 @@
 
 enum { KV_BYTES = 32, KV_HALVES = 1, KV_GROUP = 0 };
 
-static inline f32x16 kv_load(const uint8_t *p, int half) {
-    (void)half;
+static inline f32x16 kv_load(const uint8_t *p) {
     return vload_f16((const uint16_t *)p);
 }
 

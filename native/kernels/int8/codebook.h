@@ -62,7 +62,7 @@ LT_INLINE u8x64 codes_of_step(const uint8_t *data, int step) {
 LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
                             int64_t ahead) {
     const u8x16 table = u8table(f->table + p * 16);
-    const int32_t safe = SAFE_STEPS(MOST);
+    const int32_t safe = SAFE_STEPS(127 * MOST);
     i32x16 total = izero();
     narrow sums[2] = {nzero(), nzero()};
     for (int32_t c = 0; c < chunks; c++, data += BYTES, codes += COLUMNS) {

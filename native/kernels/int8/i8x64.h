@@ -7,7 +7,7 @@
  *     i8x4    four activations, for every row: a step
  *     i8run   the activations of several steps
  *     i32x16  a sum for every row
- *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest weight) steps are over
+ *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest product) steps are over
  *
  * u8lookup(table, i): the bytes that indices 0..15 name.
  *
@@ -43,7 +43,7 @@ typedef __m512i narrow;
 #define LAST_SHIFTED 0
 #define SIGNED_WEIGHTS 0
 #define WHOLE_BYTES 1
-#define SAFE_STEPS(weight) INT32_MAX
+#define SAFE_STEPS(product) INT32_MAX
 #define TILE_TOKENS 12
 #define TILE_BLOCKS 2
 #define STREAMS 2
@@ -175,7 +175,7 @@ LT_INLINE i32x16 ishl(i32x16 x, int n) { return (i32x16){_mm256_slli_epi32(x.a, 
 LT_INLINE i32x16 ishr(i32x16 x, int n) { return (i32x16){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
 LT_INLINE narrow nzero(void) { return izero(); }
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
-#define SAFE_STEPS(weight) INT32_MAX
+#define SAFE_STEPS(product) INT32_MAX
 #define WHOLE_BYTES 1
 #define TILE_TOKENS 6
 LT_INLINE __m256i dot4_half(__m256i sums, __m256i w, i8x4 a) {
@@ -190,7 +190,7 @@ LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
 }
 LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return iadd(total, sums); }
 #else /* vpmaddubsw: sums of pairs in 16 bits */
-#define SAFE_STEPS(weight) (32767 / (2 * 127 * (weight)))
+#define SAFE_STEPS(product) (32767 / (2 * (product)))
 #define WHOLE_BYTES 0
 #define TILE_TOKENS 3
 LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
@@ -279,7 +279,7 @@ LT_INLINE i32x16 ishl(i32x16 x, int n) { LT_QUARTERS(i32x16, x.q[q] << vdupq_n_s
 LT_INLINE i32x16 ishr(i32x16 x, int n) { LT_QUARTERS(i32x16, x.q[q] >> vdupq_n_s32(n)); }
 #ifdef __ARM_FEATURE_DOTPROD
 #define LT_SDOT 1
-#define SAFE_STEPS(weight) INT32_MAX
+#define SAFE_STEPS(product) INT32_MAX
 #define TILE_TOKENS 4
 #define SPAN 4 /* rows of codes are padded with 0 to a multiple of it */
 typedef i32x16 narrow;
@@ -374,7 +374,7 @@ LT_INLINE void unpair(narrow *first, narrow *second) {
 #endif
 #else /* products added up in 16 bits */
 #define LT_SDOT 0
-#define SAFE_STEPS(weight) (32767 / (127 * (weight)))
+#define SAFE_STEPS(product) (32767 / (product))
 #define TILE_TOKENS 3
 typedef struct {
     int16x8_t low[4], high[4]; /* two rows each */
@@ -424,7 +424,7 @@ typedef i32x16 narrow;
 #define LAST_SHIFTED 0
 #define SIGNED_WEIGHTS 0
 #define WHOLE_BYTES 0
-#define SAFE_STEPS(weight) INT32_MAX
+#define SAFE_STEPS(product) INT32_MAX
 #define TILE_TOKENS 4
 #define TILE_BLOCKS 1
 

@@ -25,12 +25,10 @@
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
-#include "i8x64.h"
+#include "tile.h"
 
 enum {
     BLOCK = 16,              /* output rows */
-    STEP = 4,                /* columns */
-    VECTOR = 64,             /* bytes */
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
     BATCH = 16 * TILE_TOKENS, /* tokens that share one decoding */
     TILES_ABREAST = 4         /* rows of tiles that share a panel's activations while these are in a near cache */
@@ -78,83 +76,6 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
 #endif
 }
 
-#if SPAN > 1
-/* SPAN steps of a panel times `tokens` tokens. */
-LT_INLINE void tile_span(const uint8_t weights[][TILE_BLOCKS][VECTOR], const int8_t *codes, int64_t stride, int tokens,
-                         narrow sums[][TILE_BLOCKS]) {
-#if PAIRED
-    i8pair a[TILE_TOKENS / 2][SPAN / 2]; /* an odd token meets itself */
-    for (int t = 0; t < tokens; t += 2) i8load_pairs(codes + t * stride, t + 1 < tokens ? stride : 0, a[t / 2]);
-    for (int i = 0; i < SPAN; i += 2)
-        for (int h = 0; h < 2; h++) {
-            const u8x64 w = u8load(weights[i + h][0]);
-            for (int t = 0; t < tokens; t += 2) sums[t + h][0] = dot8(sums[t + h][0], w, a[t / 2][i / 2]);
-        }
-#else
-    i8run a[TILE_TOKENS];
-    for (int t = 0; t < tokens; t++) a[t] = i8load(codes + t * stride, SPAN);
-#pragma GCC unroll 4
-    for (int i = 0; i < SPAN; i++)
-        for (int b = 0; b < TILE_BLOCKS; b++) {
-            const u8x64 w = u8load(after(weights[i][b], sums[0][b]));
-            for (int t = 0; t < tokens; t++) sums[t][b] = dot4of(sums[t][b], w, a[t], i);
-        }
-#endif
-}
-#endif
-
-/* Steps of a panel, a multiple of SPAN, times `tokens` tokens. */
-LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes,
-                          int64_t stride, int tokens, narrow result[TILE_TOKENS][TILE_BLOCKS]) {
-    narrow sums[TILE_TOKENS][TILE_BLOCKS]; /* in registers, as long as every loop over it is unrolled */
-#pragma GCC unroll 12
-    for (int t = 0; t < tokens + (PAIRED && tokens % 2); t++)
-#pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = nzero();
-#if SPAN > 1
-    for (int32_t s = 0; s < steps; s += SPAN) tile_span(weights + s, codes + s * STEP, stride, tokens, sums);
-#else
-    for (int32_t s = 0; s < steps; s++) {
-        u8x64 w[TILE_BLOCKS];
-#pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);
-#pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++) {
-            const i8x4 a = i8load4(codes + t * stride + s * STEP);
-#pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
-        }
-    }
-#endif
-#if PAIRED
-    for (int t = 0; t < tokens; t += 2) unpair(&sums[t][0], &sums[t + 1][0]);
-#endif
-#pragma GCC unroll 12
-    for (int t = 0; t < tokens; t++)
-#pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) result[t][b] = sums[t][b];
-}
-
-/* The same with sums in full, as narrow ones hold few steps on some ISAs. */
-LT_INLINE void tile(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, const int8_t *codes, int64_t stride,
-                    int tokens, i32x16 total[TILE_TOKENS][TILE_BLOCKS]) {
-    const int32_t safe = SAFE_STEPS(MOST);
-#pragma GCC unroll 12
-    for (int t = 0; t < tokens; t++)
-#pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = izero();
-    for (int32_t s = 0, stop; s < steps; s = stop) {
-        stop = safe == INT32_MAX ? steps : lt_min(s + safe, steps);
-        narrow sums[TILE_TOKENS][TILE_BLOCKS];
-        tile_steps(weights + s, stop - s, codes + s * STEP, stride, tokens, sums);
-#pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++)
-#pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) total[t][b] = widen(total[t][b], sums[t][b]);
-        if (safe == INT32_MAX) break;
-    }
-}
-
 #if WHOLE
 typedef int32_t result[TILE_BLOCKS][BLOCK];
 #else
@@ -167,7 +88,7 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const panel wei
                            int32_t token, int tokens, result y[]) {
     const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * COLUMNS;
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(weights, lt_ceil_div(chunks * STEPS, SPAN) * SPAN, codes, op->arg[1].stride, tokens, sums);
+    tile(weights, lt_ceil_div(chunks * STEPS, SPAN) * SPAN, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
@@ -181,7 +102,7 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
     const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)group * f->group * COLUMNS;
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, sums);
+    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++) {
         const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
@@ -203,14 +124,6 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
         if (TILE_TOKENS > 2) TILES_OF(2, __VA_ARGS__); \
         TILES_OF(1, __VA_ARGS__);               \
     } while (0)
-
-/* A panel of so many steps as tiles want it: up to a whole span, and in pairs. */
-LT_INLINE void finish_panel(panel weights, int32_t steps) {
-    for (int32_t s = steps; s % SPAN != 0; s++) memset(weights[s], 0, sizeof weights[s]); /* codes are 0 */
-#if PAIRED
-    for (int32_t s = 0; s < steps; s += 2) u8pair(weights[s][0], weights[s + 1][0]);
-#endif
-}
 
 /* The i-th block of a row of tiles that begins with block `first`; the last block fills the tile. */
 LT_INLINE int32_t tile_block(int32_t first, int32_t i, int32_t last) { return lt_min(first + i, last - 1); }

@@ -8,12 +8,12 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
                             int64_t ahead, int width) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
     const int sums = in_place ? fields : 1;
-    const int32_t safe = SAFE_STEPS((1 << width) - 1) / 8;
+    const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / 8;
     i32x16 total[8];
 #pragma GCC unroll 8
     for (int i = 0; i < sums; i++) total[i] = izero();
     for (int32_t c = 0; c < chunks;) {
-        const int32_t stop = SAFE_STEPS(1) == INT32_MAX ? chunks : lt_min(c + safe, chunks);
+        const int32_t stop = SAFE_STEPS(127) == INT32_MAX ? chunks : lt_min(c + safe, chunks);
         narrow part[8];
 #pragma GCC unroll 8
         for (int i = 0; i < sums; i++) part[i] = nzero();

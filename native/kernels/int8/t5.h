@@ -90,7 +90,7 @@ LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const in
 #else
 LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const int8_t *codes, i32x16 dots[]) {
     const uint8_t *data = chunk_at(f, block, 0);
-    const int32_t safe = SAFE_STEPS(MOST) / STEPS;
+    const int32_t safe = SAFE_STEPS(127 * MOST) / STEPS;
     i32x16 total = izero();
     for (int32_t c = 0; c < f->chunks;) {
         const int32_t stop = f->chunks - c > safe ? c + safe : f->chunks;

@@ -1,6 +1,6 @@
 /* What the integer types of the cache share: numbers x as codes rint(x / scale), the scale a half float. */
 #pragma once
-#include "f32x16.h"
+#include "../f32x16.h"
 
 /* Rounds the scale to a half float that is finite; returns 1 / scale, 0 for 0. */
 static inline f32x16 kv_scale(uint16_t *half, float scale) {

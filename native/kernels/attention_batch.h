@@ -1,0 +1,55 @@
+/* What attention works on; attention.h is the whole.
+ *
+ * A family of types, float or integer, says what `queries` is, ABREAST, and
+ *
+ *     take_query(q, j, from, n, columns)   lays aside query j, n floats; returns the scale of its scores
+ *     score_tile(s, score, cache, at, columns)   score[j][t] = q_j . k[at + t], but for the scales of s
+ *     blend_tile(s, of, weight, keep, at)   y_j = y_j * keep[j] + sum of weight[j][t] * v[at + t], over what j sees */
+#pragma once
+#include <math.h>
+
+#include "kv_cache.h"
+
+enum {
+    TILE = 64,    /* positions whose scores are held at a time */
+    QUERIES = 32, /* that meet a tile before the next one comes */
+    WIDEST = 256, /* columns; wider heads come query by query and WIDEST columns of values at a time */
+    FEW = 4,      /* queries at a time that wait for memory */
+};
+
+typedef struct queries queries; /* as a family of types wants them */
+
+/* Some queries on one kv head, in the order of their rows. Softmax so far: the largest score, and the sum of
+ * e^(score - most). */
+typedef struct {
+    int32_t count;
+    int32_t positions[QUERIES]; /* that each may see */
+    int32_t seen[QUERIES];      /* of them in the tile at hand */
+    const queries *q;
+    float scale[QUERIES];       /* of their scores */
+    float *y[QUERIES];          /* the columns of the result that are being made */
+    float most[QUERIES], sum[QUERIES];
+} batch;
+
+/* Columns of a kv head, and the vectors of values that are blended of them. */
+typedef struct {
+    const kv_head *cache;
+    int32_t columns, first, vectors;
+} slab;
+
+typedef float scores[QUERIES][TILE];
+
+/* How many of `left` queries to take at a time: one of the cases of AT_A_TIME. */
+static inline int32_t abreast(int32_t left) {
+    int32_t n = ABREAST;
+    while (n > left) n /= 2;
+    return n;
+}
+#define UP_TO(n) ((n) < ABREAST ? (n) : ABREAST)
+#define AT_A_TIME(n, call)                                                                                      \
+    switch (n) {                                                                                                \
+    case 8: call(UP_TO(8)); break;                                                                              \
+    case 4: call(UP_TO(4)); break;                                                                              \
+    case 2: call(UP_TO(2)); break;                                                                              \
+    default: call(1);                                                                                           \
+    }
