@@ -27,6 +27,8 @@ __all__ = [
     "add_sampling_arguments",
     "counted",
     "dim",
+    "in_bytes",
+    "in_numbers",
     "note",
     "open_model",
     "print_answer",
@@ -242,6 +244,16 @@ def timings(last: Chunk, max_tokens: int | None) -> str:
 def counted(n: int, noun: str) -> str:
     """1 turn, 2 turns."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def in_bytes(n: int) -> str:
+    """1.18 GB, 3.1 MB, 4.2 kB."""
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
+
+
+def in_numbers(n: int) -> str:
+    """2.41 B, 15.2 M, 260 K."""
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M" if n >= 1e6 else f"{n / 1e3:.0f} K"
 
 
 def _peak_memory() -> int | None:

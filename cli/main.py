@@ -104,7 +104,7 @@ class _Usage(LutraError):
 
 def _usage() -> str:
     verbs = {name: verb.HELP for name in _verb_names() if (verb := _verb(name))}
-    return USAGE.format(verbs="\n".join(f"  {name:10}{help}" for name, help in verbs.items()))
+    return USAGE.format(verbs="\n".join(f"  {name:12}{help}" for name, help in verbs.items()))
 
 
 def _verb_names() -> list[str]:

@@ -74,6 +74,11 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = eos_ids
 
+    @property
+    def kind(self) -> str:
+        """Whose form it has: HuggingFace, SentencePiece."""
+        return type(self._backend).__name__.lstrip("_")
+
     def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``.
 

@@ -79,6 +79,11 @@ class Planned:
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
         return formats.pack(joined, self.format).with_bias(_bias(checkpoint, self.stems, weights))
 
+    def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
+        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        return np.concatenate([to_float32(w) for w in weights]), _bias(checkpoint, self.stems, weights)
+
 
 def plan_roles(
     checkpoint: Checkpoint,
@@ -86,11 +91,13 @@ def plan_roles(
     layers: int,
     embed: str | None = None,
     ternary: str | None = None,
+    others: str | None = None,
 ) -> list[Planned]:
     """What each role's weight will be, in the order of NAMES.
 
     embed: a format for the embedding and output matrices; None keeps what the checkpoint has, as all others do.
     ternary: a format for ternary matrices; None: the one that this CPU runs best.
+    others: a format for all matrices but embedding and output; it may lose something.
     A missing head is the embedding (tied); it is not given again. Raises CorruptModelError for tensors that are
     missing or do not fit together, UnsupportedModelError for tensors that no role asks for.
     """
@@ -98,7 +105,7 @@ def plan_roles(
     _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in stems})
     tied = checkpoint.config.get("tie_word_embeddings")
     return [
-        _planned(checkpoint, role, stems, embed, ternary or formats.ternary())
+        _planned(checkpoint, role, stems, embed if role in ("embed", "head") else others, ternary or formats.ternary())
         for role, stems in roles
         if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
     ]
@@ -111,7 +118,7 @@ def pack_roles(checkpoint: Checkpoint, planned: Iterable[Planned]) -> Iterator[t
         checkpoint.release()
 
 
-def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: str | None, ternary: str) -> Planned:
+def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], format: str | None, ternary: str) -> Planned:
     tensors = [f"{stem}.weight" for stem in stems]
     for name in tensors:
         _require(checkpoint, name)
@@ -124,8 +131,8 @@ def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], embed: s
         raise UnsupportedModelError(f"{role} has a bias, which lutra adds to matrices only")
     if len(shape) == 1:
         return Planned(role, stems, shape, None, biased)
-    if embed and role in ("embed", "head"):
-        return Planned(role, stems, shape, embed, biased)
+    if format:
+        return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
     return Planned(role, stems, shape, _format_of(dtypes, shapes, ternary), biased)
 

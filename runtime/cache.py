@@ -10,7 +10,7 @@ import numpy as np
 
 from lutra.runtime import memory
 
-__all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType"]
+__all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType", "position_bytes"]
 
 LANES = 16  # positions in a vector of keys
 GROUP = 32  # columns that share a scale
@@ -98,6 +98,11 @@ KV_TYPES = {
     "q8": KVType(np.uint8, 8),
     "q4": KVType(np.uint8, 4),
 }
+
+
+def position_bytes(kv_type: str, layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes that one token's keys and values take in all layers."""
+    return 2 * layers * kv_heads * KV_TYPES[kv_type].row_bytes(head_dim)
 
 
 class Cache:

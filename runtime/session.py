@@ -13,7 +13,7 @@ import numpy as np
 
 from lutra import native
 from lutra.runtime import memory
-from lutra.runtime.cache import KV_TYPES, Cache
+from lutra.runtime.cache import Cache, position_bytes
 from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
@@ -36,7 +36,7 @@ class Session:
     def __init__(self, model: Model, n_ctx: int | None = None):
         self.model = model
         c = model.config
-        position = 2 * c.layers * c.kv_heads * KV_TYPES[model.kv_type].row_bytes(c.head_dim)  # bytes
+        position = position_bytes(model.kv_type, c.layers, c.kv_heads, c.head_dim)
         self.n_ctx = _context(n_ctx, c.n_ctx, position)
         self.tokens: list[int] = []
         self._cache = Cache(model.kv_type, c.layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx)

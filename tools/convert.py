@@ -6,6 +6,7 @@ One weight is in memory at a time. The directory appears under its name whole or
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ import numpy as np
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.loaders.safetensors import write_safetensors
-from lutra.models.weights import Planned
+from lutra.models.loaders.tensor import DTYPES as TENSOR_TYPES
+from lutra.models.weights import Planned, Weight
 from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.model import architecture
+from lutra.tools.calibrate import Calibration
+from lutra.tools.quantize import Journal, Loss, estimated_seconds, opened_journal
+from lutra.tools.quantize import quantize as quantize_all
+from lutra.tools.quantizers import method_for
 
 __all__ = ["EMBED_TYPES", "Report", "Tensor", "convert"]
 
@@ -59,7 +65,10 @@ DTYPES: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One weight: the index-th of count, in its format ("f32" for a vector), and the bytes it takes."""
+    """One weight: the index-th of count, in its format ("f32" for a vector), and the bytes it takes.
+
+    error: what quantizing it lost, as a share of its sum of squares; None before that, or where nothing was quantized.
+    """
 
     index: int
     count: int
@@ -67,13 +76,16 @@ class Tensor:
     shape: tuple[int, ...]
     format: str
     nbytes: int
+    error: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
     """What a conversion did, or with ``dry_run`` would do. nbytes: of the weights; source_nbytes: of the files read.
 
-    formats: how many bytes are stored in each format.
+    formats: how many bytes are stored in each format. error: what quantizing lost of all it quantized, as a Tensor's.
+    memory: bytes that the largest weight takes while it is converted, about. estimate: seconds that quantizing would
+    take, about, where nothing was written and the method looks at the weights alone. warnings: sentences for people.
     """
 
     tensors: tuple[Tensor, ...]
@@ -82,6 +94,10 @@ class Report:
     source_nbytes: int
     seconds: float
     formats: dict[str, int]
+    memory: int
+    error: float | None = None
+    estimate: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -95,6 +111,9 @@ def convert(
     *,
     embed_type: str | None = None,
     ternary_type: str | None = None,
+    quantize: str | None = None,
+    method: str | None = None,
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Callable[[Tensor], None] | None = None,
 ) -> Report:
@@ -105,42 +124,102 @@ def convert(
     best if None. ``force`` replaces a ``dst`` that an earlier conversion wrote.
     ``progress`` is called before each weight is packed. The source is only read.
 
-    Raises as open_checkpoint() does; UnsupportedModelError for a model that is converted already; LutraError if
-    ``dst`` exists, or the disk is full or refuses; ValueError for another type. Then there is no ``dst``.
+    ``quantize``: the format that all other matrices are quantized to, by ``method``, one of quantizers.methods(), or
+    the usual one for the format; embedding and output then are "q8" unless ``embed_type`` says otherwise.
+    ``calibration``: the text that a calibrated method needs. ``progress`` is called after each quantized weight, too,
+    with its error. An interrupted run leaves its finished weights in a hidden folder beside ``dst``, and the same call
+    goes on from there.
+
+    Raises as open_checkpoint() does; UnsupportedModelError for a model that is converted already, or a format that
+    there is no method for; LutraError if ``dst`` exists, or the disk is full or refuses; ValueError for another type.
+    Then there is no ``dst``.
     """
     if embed_type not in (None, *EMBED_TYPES):
         raise ValueError(f"embed_type is one of {', '.join(EMBED_TYPES)}, not {embed_type!r}")
     if ternary_type not in (None, *TERNARY_TYPES):
         raise ValueError(f"ternary_type is one of {', '.join(TERNARY_TYPES)}, not {ternary_type!r}")
     started = time.perf_counter()
-    src = Path(src)
+    src, dst = Path(src), None if dst is None else Path(dst)
+    how = method_for(quantize, method) if quantize else None
     with open_checkpoint(src) as checkpoint:
         if checkpoint.kind == "lutra":
             raise UnsupportedModelError(f"{src} is converted already", f"lutra run {src}")
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
-        embed = EMBED_TYPES[embed_type] if embed_type else None
-        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed, ternary_type)
+        embed = EMBED_TYPES[embed_type or "q8"] if embed_type or quantize else None
+        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed, ternary_type, quantize)
         weights.by_layer({p.role: p for p in plan}, arch, config)  # refuses shapes that the configuration does not mean
-        tensors = tuple(_tensors(plan))
-        if dst is not None:
-            with _appearing(Path(dst), force) as folder:
-                _require_space(folder, sum(t.nbytes for t in tensors))
-                _write(checkpoint, plan, folder, _announcer(tensors, progress))
-    return _report(tensors, _source_size(src), time.perf_counter() - started)
+        lossy = [p for p in plan if p.format and p.role not in ("embed", "head")] if quantize else []
+        counter = _Counter(plan, progress)
+        if dst is not None and how is None:
+            with _appearing(dst, force) as folder:
+                _require_space(folder, counter.nbytes)
+                _write(checkpoint, plan, folder, counter)
+        elif dst is not None and how is not None:
+            _refuse_existing(dst, force)
+            texts = calibration.texts(checkpoint, config.n_ctx) if calibration else []
+            key = {"source": _identity(src), "format": quantize, "method": how.__name__, "texts": _digest(texts)}
+            with opened_journal(dst, key) as journal, _appearing(dst, force) as folder:
+                _require_space(folder, counter.nbytes + sum(p.nbytes for p in lossy))
+                quantize_all(checkpoint, arch, config, lossy, how, journal, texts, counter)
+                _write(checkpoint, plan, folder, counter, journal)
+        return counter.report(
+            source_nbytes=_source_size(src),
+            seconds=time.perf_counter() - started,
+            memory=max(p.nbytes + 8 * prod(p.shape) * (p in lossy) for p in plan),
+            estimate=estimated_seconds(how, lossy) if how and dst is None else None,
+            warnings=tuple(_warnings(checkpoint, lossy)),
+        )
 
 
-def _tensors(plan: list[Planned]) -> Iterator[Tensor]:
-    for index, p in enumerate(plan):
-        yield Tensor(index, len(plan), p.role, p.shape, p.format or "f32", p.nbytes)
+class _Counter:
+    """The weights one by one, as they are announced and as they turn out."""
+
+    def __init__(self, plan: list[Planned], progress: Callable[[Tensor], None] | None):
+        self._progress = progress
+        self._loss = Loss(0, 0)
+        self._known = {
+            p.role: Tensor(index, len(plan), p.role, p.shape, p.format or "f32", p.nbytes)
+            for index, p in enumerate(plan)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(tensor.nbytes for tensor in self._known.values())
+
+    def __call__(self, role: str, loss: Loss | None = None) -> None:
+        """Announce a weight; or, with its loss, that it has been quantized."""
+        if loss:
+            self._loss += loss
+            self._known[role] = replace(self._known[role], error=loss.relative)
+        if self._progress:
+            self._progress(self._known[role])
+
+    def report(self, **rest: Any) -> Report:
+        """All of them."""
+        tensors = tuple(self._known.values())
+        formats: Counter[str] = Counter()
+        for tensor in tensors:
+            formats[tensor.format] += tensor.nbytes
+        n_params, error = sum(prod(t.shape) for t in tensors), self._loss.relative if self._loss.whole else None
+        return Report(tensors, n_params, self.nbytes, formats=dict(formats), error=error, **rest)
 
 
-def _report(tensors: tuple[Tensor, ...], source_nbytes: int, seconds: float) -> Report:
-    formats: Counter[str] = Counter()
-    for tensor in tensors:
-        formats[tensor.format] += tensor.nbytes
-    n_params = sum(prod(t.shape) for t in tensors)
-    return Report(tensors, n_params, formats.total(), source_nbytes, seconds, dict(formats))
+def _warnings(checkpoint: Checkpoint, lossy: list[Planned]) -> Iterator[str]:
+    stored = {checkpoint.dtype(f"{stem}.weight") for p in lossy for stem in p.stems}
+    if rounded := sorted(stored - set(TENSOR_TYPES)):
+        yield f"the source is low-bit already ({', '.join(rounded)}): quantizing it again loses more"
+
+
+def _identity(src: Path) -> list[Any]:
+    """What changes when the source does."""
+    files = [src] if src.is_file() else sorted(file for file in src.iterdir() if file.is_file())
+    return [str(src.resolve()), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+
+
+def _digest(texts: list[list[int]]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _source_size(src: Path) -> int:
@@ -148,13 +227,14 @@ def _source_size(src: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _announcer(tensors: tuple[Tensor, ...], progress: Callable[[Tensor], None] | None) -> Callable[[str], None]:
-    by_role = {t.role: t for t in tensors}
-    return lambda role: progress(by_role[role]) if progress else None
-
-
-def _write(checkpoint: Checkpoint, plan: list[Planned], folder: Path, announce: Callable[[str], None]) -> None:
-    packer = _Packer(checkpoint, announce)
+def _write(
+    checkpoint: Checkpoint,
+    plan: list[Planned],
+    folder: Path,
+    announce: Callable[[str], None],
+    journal: Journal | None = None,
+) -> None:
+    packer = _Packer(checkpoint, announce, journal)
     tensors = [
         (name, DTYPES[dtype], shape, packer.reader(planned, name))
         for planned in plan
@@ -169,10 +249,13 @@ def _write(checkpoint: Checkpoint, plan: list[Planned], folder: Path, announce: 
 
 
 class _Packer:
-    """Packs each weight when the file's writer reaches its first tensor, and keeps only what is not written yet."""
+    """Packs each weight when the file's writer reaches its first tensor, and keeps only what is not written yet.
 
-    def __init__(self, checkpoint: Checkpoint, announce: Callable[[str], None]):
-        self.checkpoint, self.announce = checkpoint, announce
+    Those that are in the journal are packed already.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, announce: Callable[[str], None], journal: Journal | None):
+        self.checkpoint, self.announce, self.journal = checkpoint, announce, journal
         self.waiting: dict[str, np.ndarray] = {}
 
     def reader(self, planned: Planned, name: str) -> Callable[[], np.ndarray]:
@@ -180,12 +263,17 @@ class _Packer:
 
         def read() -> np.ndarray:
             if name not in self.waiting:
-                self.announce(planned.role)
                 self.checkpoint.release()
-                self.waiting.update(weights.tensors_of(planned.role, planned.pack(self.checkpoint)))
+                self.waiting.update(weights.tensors_of(planned.role, self._packed(planned)))
             return self.waiting.pop(name)
 
         return read
+
+    def _packed(self, planned: Planned) -> Weight:
+        if self.journal and planned.role in self.journal:
+            return self.journal.read(planned)
+        self.announce(planned.role)
+        return planned.pack(self.checkpoint)
 
 
 def _copy_files(checkpoint: Checkpoint, folder: Path) -> None:

@@ -35,6 +35,12 @@ def decode(source: Source) -> bool:
         return False
     divides, online = _variant(quantization)
     source.kind = "bitnet"
+    how = (
+        "latent: ternarized when they are read"
+        if online
+        else f"{'divided' if divides else 'multiplied'} by weight_scale"
+    )
+    source.notes.append(f"the ternary weights are {how}")
     if source.config.get("model_type") == "bitnet":
         _architecture_defaults(source.config)
     skipped = _skip_test(quantization.get("modules_to_not_convert"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ class Source:
     config: dict[str, Any]
     entries: dict[str, Entry]
     kind: str = "dense"
+    notes: list[str] = field(default_factory=list)  # which of several conventions it follows, for people
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Checkpoint:
         A "lutra" checkpoint's configuration is left exactly as it is on disk.
     metadata: the strings a weight file carries about itself (safetensors ``__metadata__``).
     tokenizer_file: the tokenizer, where only the loader can tell which file that is; else None.
+    notes: which of several conventions the files turned out to follow, a sentence each, for people to read.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Checkpoint:
         files: tuple[Mapped, ...],
         metadata: Mapping[str, str] | None = None,
         tokenizer_file: Path | None = None,
+        notes: Sequence[str] = (),
     ):
         self.path = path
         self.kind = kind
         self.config = config
         self.metadata = dict(metadata or {})
         self.tokenizer_file = tokenizer_file
+        self.notes = tuple(notes)
         self._entries = entries
         self._files = files
 

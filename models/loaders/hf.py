@@ -41,7 +41,7 @@ def read(path: Path) -> Checkpoint:
         _decode(source, files)
         source.config = normalized(source.config, source.entries)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
-    return Checkpoint(path, source.kind, source.config, source.entries, files, metadata)
+    return Checkpoint(path, source.kind, source.config, source.entries, files, metadata, notes=source.notes)
 
 
 def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:

@@ -1,0 +1,187 @@
+"""Quantizing a checkpoint's weights, one in memory at a time, into a journal that an interrupted run continues.
+
+Each finished weight is a file of its own beside the directory to come. The same command with the same source finds
+them and goes on; anything else in their place is thrown away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lutra.models import weights
+from lutra.models.loaders import Checkpoint
+from lutra.models.loaders.safetensors import SafetensorsFile, write_safetensors
+from lutra.models.loaders.tensor import dtype_name
+from lutra.models.weights import Planned
+from lutra.runtime import formats
+from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
+from lutra.runtime.formats import Packed, to_float32
+from lutra.tools.calibrate import calibrate
+
+__all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
+
+AT_ONCE = 1 << 22  # elements whose error is measured together
+SAMPLE = 512  # rows or columns of a matrix that is timed
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What quantizing lost: the sum of squared errors, and the sum of squares before."""
+
+    error: float
+    whole: float
+
+    @property
+    def relative(self) -> float:
+        """The squared error as a share of the squares."""
+        return self.error / self.whole if self.whole else 0.0
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(self.error + other.error, self.whole + other.whole)
+
+
+class Journal:
+    """Finished weights in a folder, a file for each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def _file(self, role: str) -> Path:
+        return self.folder / f"{role}.safetensors"
+
+    def __contains__(self, role: str) -> bool:
+        return self._file(role).exists()
+
+    def write(self, role: str, packed: Packed, loss: Loss) -> None:
+        """Keep a weight; it is there whole or not at all."""
+        tensors = [(name, dtype_name(x), x.shape, x) for name, x in weights.tensors_of(role, packed).items()]
+        write_safetensors(self._file(role), tensors, {"loss": json.dumps([loss.error, loss.whole])})
+
+    def loss(self, role: str) -> Loss:
+        """What a weight that is there lost."""
+        file = SafetensorsFile(self._file(role))
+        try:
+            return Loss(*json.loads(file.metadata["loss"]))
+        finally:
+            file.close()
+
+    def read(self, planned: Planned) -> Packed:
+        """A weight that is there, mapped."""
+        assert planned.format is not None
+        file = SafetensorsFile(self._file(planned.role))
+        parts: dict[str, Any] = {
+            name.removeprefix(f"{planned.role}."): np.asarray(entry.read()) for name, entry in file.entries.items()
+        }
+        bias = parts.pop("bias", None)
+        return Packed(planned.format, planned.shape, parts, bias).check(planned.role)  # type: ignore[arg-type]
+
+
+@contextmanager
+def opened_journal(dst: Path, key: dict[str, Any]) -> Iterator[Journal]:
+    """The journal of the conversion to ``dst`` that ``key`` tells from any other; gone once all went well."""
+    folder = dst.with_name(f".{dst.name}.partial")
+    folder.mkdir(exist_ok=True)
+    with (folder / "key.json").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LutraError(f"another conversion to {dst} is running") from None
+        file.seek(0)
+        if file.read() != json.dumps(key):
+            for old in folder.glob("*.safetensors"):
+                old.unlink()
+            file.truncate(0)
+            file.write(json.dumps(key))
+            file.flush()
+        yield Journal(folder)
+        shutil.rmtree(folder)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    arch: ModuleType,
+    config: Any,
+    plan: Sequence[Planned],
+    method: ModuleType,
+    journal: Journal,
+    texts: Sequence[Sequence[int]] = (),
+    announce: Callable[[str, Loss | None], None] = lambda role, loss: None,
+) -> None:
+    """Quantize the planned matrices that are not in the journal yet.
+
+    plan: those matrices, their formats the wanted ones. texts: token ids for a method that is calibrated. announce:
+    called with each role before its turn, and with its loss after it.
+
+    Raises CorruptModelError for weights that are not finite, UnsupportedModelError for those that a format cannot hold.
+    """
+    wanted = {p.role: p for p in plan}
+
+    def one(role: str, hessian: np.ndarray | None = None) -> Packed:
+        planned = wanted[role]
+        if role not in journal:
+            announce(role, None)
+            journal.write(role, *_quantized(checkpoint, planned, method, hessian))
+            checkpoint.release()
+        announce(role, journal.loss(role))
+        return journal.read(planned)
+
+    if getattr(method, "CALIBRATED", False):
+        calibrate(checkpoint, arch, config, wanted, texts, one, skip=lambda role: role in journal)
+    else:
+        for role in wanted:
+            one(role)
+
+
+def _quantized(
+    checkpoint: Checkpoint, planned: Planned, method: ModuleType, hessian: np.ndarray | None
+) -> tuple[Packed, Loss]:
+    values, bias = planned.floats(checkpoint)
+    if not np.isfinite(values).all():
+        raise CorruptModelError(f"{planned.role} holds weights that are not finite numbers")
+    assert planned.format is not None
+    codec = formats.codec(planned.format)
+    work = partial(method.quantize, values, codec)
+    matrix = work() if hessian is None else work(hessian)
+    try:
+        packed = formats.pack(matrix, planned.format)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{planned.role} cannot be stored in {planned.format}: {error}") from None
+    return packed.with_bias(bias), _loss(values, packed.matrix)
+
+
+def _loss(values: np.ndarray, matrix: Any) -> Loss:
+    error = whole = 0.0
+    step = max(1, AT_ONCE // values.shape[1])
+    for begin in range(0, len(values), step):
+        some = values[begin : begin + step]
+        error += float(((to_float32(matrix[begin : begin + step]) - some).astype(np.float64) ** 2).sum())
+        whole += float((some.astype(np.float64) ** 2).sum())
+    return Loss(error, whole)
+
+
+def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:
+    """How long quantizing would take, about: smaller matrices of every shape are timed. None if texts decide it."""
+    if getattr(method, "CALIBRATED", False):
+        return None
+    rng, total = np.random.default_rng(0), 0.0
+    for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in plan).items():
+        smaller = max(1.0, max(rows, cols) / SAMPLE)
+        values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
+        started = time.perf_counter()
+        method.quantize(values, formats.codec(format))
+        seconds = time.perf_counter() - started
+        total += count * seconds * (rows * cols / values.size) ** (getattr(method, "DEGREE", 2) / 2)
+    return total
