@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Config:
     window ends it.
     """
 
+    DEFAULTS: ClassVar[dict[str, Any]] = {}  # what a configuration means that is silent
+
     layers: int
     hidden: int
     heads: int
@@ -61,6 +63,7 @@ class Config:
 
         Raises CorruptModelError for values that make no model, UnsupportedModelError for ones lutra cannot run.
         """
+        config = cls.DEFAULTS | config
         heads = _size(config, "num_attention_heads")
         kv_heads = _size(config, "num_key_value_heads", heads)
         hidden = _size(config, "hidden_size")
@@ -155,7 +158,7 @@ def rope_of(config: dict[str, Any], head_dim: int) -> Rope:
 
 
 def _linear_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
-    return Rope(frequency / np.float32(scaling["factor"]))
+    return Rope(frequency / np.float32(factor(scaling, "factor")))
 
 
 def _llama3_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:

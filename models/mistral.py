@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from lutra.models import llama
+from typing import Any, ClassVar
 
-Config = llama.Config
+from lutra.models import blocks, llama
+
 NAMES = llama.NAMES
 shapes = llama.shapes
 forward = llama.forward
 TINY = llama.TINY | {"model_type": "mistral", "sliding_window": 48}
+
+
+class Config(blocks.Config):
+    """Mistral's: a window unless the configuration says null."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"sliding_window": 4096}

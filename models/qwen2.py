@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from lutra.models import llama
+from typing import Any, ClassVar
 
-Config = llama.Config
+from lutra.models import blocks, llama
+
 NAMES = llama.NAMES
 shapes = llama.shapes
 forward = llama.forward
 TINY = llama.TINY | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": True}
+
+
+class Config(blocks.Config):
+    """Qwen2's: no window unless it is asked for."""
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"use_sliding_window": False}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lutra.models import blocks, llama
+from lutra.models import blocks, llama, qwen2
 from lutra.runtime import ops
 
-Config = blocks.Config
+Config = qwen2.Config
 NAMES = blocks.LLAMA_NAMES | {
     "layers.{}.q_norm": ("model.layers.{}.self_attn.q_norm",),
     "layers.{}.k_norm": ("model.layers.{}.self_attn.k_norm",),

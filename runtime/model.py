@@ -18,9 +18,8 @@ from lutra import native
 from lutra.models import weights as weights_of
 from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.tokenizer import Tokenizer, load_tokenizer
-from lutra.runtime import memory
+from lutra.runtime import cache, memory
 from lutra.runtime import threads as threads_of_machine
-from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, ModelClosedError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 from lutra.runtime.graph import Graph, StateSymbol, Symbol
@@ -61,8 +60,8 @@ class Model:
         kv_type: str = "f32",
         engine: native.Engine | None = None,
     ):
-        if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type is one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+        if kv_type not in cache.KV_TYPES:
+            raise ValueError(f"kv_type is one of {', '.join(cache.KV_TYPES)}, not {kv_type!r}")
         self.arch, self.config, self.weights, self.kv_type = arch, config, weights, kv_type
         self.engine = engine or native.Engine(threads_of_machine.default() if threads is None else threads)
         self.closed = False
@@ -141,7 +140,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Tells models apart by their shape, cache type, and a sample of their weights."""
-        digest = hashlib.sha256(json.dumps([repr(self.config), self.kv_type]).encode())
+        digest = hashlib.sha256(json.dumps([repr(self.config), self.kv_type, cache.VERSION]).encode())
         for role, weight in sorted(self.weights.items()):
             digest.update(role.encode())
             for part in weight.parts.values() if isinstance(weight, Packed) else (weight,):
