@@ -346,6 +346,9 @@ def test_rows_of_several_formats_are_one_matrix():
     np.testing.assert_array_equal(ops.linear(x, packed), apart)
     with pytest.raises(ValueError, match="not the matrices"):
         formats.pack(dense, name)
-    for wrong in ("rows", "rows-", "rows-20", "rows-x:t5", "rows-20:"):
+    with pytest.raises(CorruptModelError, match="does not make 40 rows"):
+        formats.codec(name).layout(40, 70)
+    nested = ["rows-" + "1:rows-" * 3000 + "1:t5", "ordered-" * 3000 + "t5", "rows-" + "+".join(["1:t5"] * 8)]
+    for wrong in ("rows", "rows-", "rows-20", "rows-x:t5", "rows-20:", "rows-0:t5", *nested):
         with pytest.raises(CorruptModelError, match="unknown weight format"):
             formats.codec(wrong)

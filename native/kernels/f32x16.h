@@ -38,11 +38,6 @@ static inline f32x16 vload_i8(const int8_t *p) {
 static inline void vstore_i8(int8_t *p, f32x16 v) { /* whole numbers in -128..127 */
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
-static inline f32x16 vload_u4(const uint8_t *p, int high) { /* the low or high four bits of sixteen bytes, less 8 */
-    const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); /* its low bits are the index */
-    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(wide, 4) : wide, table);
-}
 static inline f32x16 vload_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
@@ -97,11 +92,6 @@ static inline f32x16 widen_i8(__m128i bytes) {
                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
 }
 static inline f32x16 vload_i8(const int8_t *p) { return widen_i8(_mm_loadu_si128((const __m128i *)p)); }
-static inline f32x16 vload_u4(const uint8_t *p, int high) {
-    const __m128i pairs = _mm_loadu_si128((const __m128i *)p);
-    const __m128i four = _mm_and_si128(high ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
-    return widen_i8(_mm_sub_epi8(four, _mm_set1_epi8(8)));
-}
 static inline void vstore_i8(int8_t *p, f32x16 v) {
     __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)); /* a0 b0 a1 b1 */
     words = _mm256_permute4x64_epi64(words, 0xd8);
@@ -155,10 +145,6 @@ static inline f32x16 widen_i8(int8x16_t bytes) {
     LT_EACH(vcvtq_f32_s32(vmovl_s16(i & 1 ? vget_high_s16(words[i / 2]) : vget_low_s16(words[i / 2]))));
 }
 static inline f32x16 vload_i8(const int8_t *p) { return widen_i8(vld1q_s8(p)); }
-static inline f32x16 vload_u4(const uint8_t *p, int high) {
-    const uint8x16_t pairs = vld1q_u8(p), four = high ? vshrq_n_u8(pairs, 4) : vandq_u8(pairs, vdupq_n_u8(15));
-    return widen_i8(vsubq_s8(vreinterpretq_s8_u8(four), vdupq_n_s8(8)));
-}
 static inline void vstore_i8(int8_t *p, f32x16 v) {
     int16x4_t w[4];
     for (int i = 0; i < 4; i++) w[i] = vmovn_s32(vcvtnq_s32_f32(v.q[i]));
@@ -227,7 +213,6 @@ static inline f32x16 vload_i8(const int8_t *p) { LT_EACH((float)p[i]); }
 static inline void vstore_i8(int8_t *p, f32x16 v) {
     for (int i = 0; i < 16; i++) p[i] = (int8_t)v.f[i];
 }
-static inline f32x16 vload_u4(const uint8_t *p, int high) { LT_EACH((float)((high ? p[i] >> 4 : p[i] & 15) - 8)); }
 static inline f32x16 vload_f16(const uint16_t *p) { LT_EACH(f16_to_float(p[i])); }
 static inline void vstore_f16(uint16_t *p, f32x16 v) {
     for (int i = 0; i < 16; i++) p[i] = float_to_f16(v.f[i]);

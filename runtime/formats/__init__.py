@@ -315,7 +315,7 @@ def codec(name: str) -> Any:
             return module
         if name.startswith(base) and hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
             return made
-    raise CorruptModelError(f"unknown weight format {name!r}", f"lutra knows {', '.join(names())} and the like")
+    raise CorruptModelError(f"unknown weight format {name!r:.80}", f"lutra knows {', '.join(names())} and the like")
 
 
 def ternary() -> str:

@@ -13,6 +13,6 @@ TYPICAL = None
 
 def variant(suffix: str) -> Chained | None:
     """The format ordered + suffix."""
-    if not suffix.startswith("-"):
-        return None
+    if not suffix.startswith("-") or suffix.startswith(("-ordered", "-rows")):
+        return None  # names come from files: they do not nest
     return Chained(lambda rows, cols: [[Link(suffix[1:], rows, cols, ordered=True)]])

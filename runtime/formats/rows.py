@@ -8,14 +8,17 @@ as it is needed, so no variant is typical. rows-2560:q4g32+640:q6g64 is 2560 row
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Matrix, Packed, Stacked, codec
 
 TYPICAL = None
+MOST = 7  # matrices
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Rows:
     ACT_GROUP: int | None = None
 
     def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """The parts of a [rows, cols] matrix."""
+        """The parts of a [rows, cols] matrix. CorruptModelError if these are other rows: a file may name them wrong."""
+        if sum(own for own, _ in self.each) != rows:
+            raise CorruptModelError(f"{name_of(self.each):.80} does not make {rows} rows")
         return {
             f"{i}.{part}": what
             for i, (own, format) in enumerate(self.each)
@@ -74,8 +79,10 @@ def name_of(each: Sequence[tuple[int, str]]) -> str:
 
 
 def variant(suffix: str) -> Rows | None:
-    """The format rows + suffix."""
+    """The format rows + suffix. It holds no rows of rows, and as many matrices as ops.concat takes."""
     pairs = [each.partition(":") for each in suffix.removeprefix("-").split("+")]
-    if not suffix.startswith("-") or not all(rows.isdecimal() and format for rows, _, format in pairs):
+    if not suffix.startswith("-") or len(pairs) > MOST:
+        return None
+    if not all(re.fullmatch(r"[1-9]\d{0,9}", rows) and format[:4] not in ("", "rows") for rows, _, format in pairs):
         return None
     return Rows(tuple((int(rows), format) for rows, _, format in pairs))
