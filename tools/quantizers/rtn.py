@@ -54,7 +54,7 @@ def quantize(values: np.ndarray, codec: Uniform) -> Matrix:
 
 def nearest(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
     """The codes of the grid points nearest to float32 [n, group]: float32 of that shape. scale, zero: float32 [n]."""
-    codes = values * _inverse(scale)[:, None]
+    codes = values * inverse(scale)[:, None]
     codes += zero[:, None]
     np.rint(codes, out=codes)
     return np.clip(codes, 0, (1 << bits) - 1, out=codes)
@@ -71,7 +71,7 @@ def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> t
 
     def measured(s: np.ndarray, z: np.ndarray) -> _Grid:
         s, z = _stored(s, halves), _stored(z)
-        sums = _measured(columns, s, z, _inverse(s), np.float32((1 << bits) - 1))
+        sums = _measured(columns, s, z, inverse(s), np.float32((1 << bits) - 1))
         return _Grid(s, z, sums[0], *_least_squares(s, z, *sums, total, len(columns), zeros))
 
     best = None
@@ -151,7 +151,7 @@ def _first_grids(columns: np.ndarray, bits: int, zeros: bool) -> Iterator[tuple[
         for reach in REACHES:
             s = np.where(flat, low, reach * (high - low) / np.float32(levels - 1))
             first = (low + high) / 2 - reach * (high - low) / 2
-            yield s, np.where(flat, -1, -first * _inverse(s)).astype(np.float32)
+            yield s, np.where(flat, -1, -first * inverse(s)).astype(np.float32)
         return
     middle = np.full(len(low), levels // 2, np.float32)
     end = np.where(high > -low, high, low)
@@ -188,7 +188,8 @@ def _least_squares(
     return best.astype(np.float32), np.where(known, moved, zero).astype(np.float32), promised
 
 
-def _inverse(scale: np.ndarray) -> np.ndarray:
+def inverse(scale: np.ndarray) -> np.ndarray:
+    """What values are multiplied with: 1 / scale, or 0."""
     known = np.abs(scale) > LEAST
     return np.where(known, np.float32(1) / np.where(known, scale, np.float32(1)), np.float32(0))
 
