@@ -160,7 +160,7 @@ def test_bcq_is_as_good_as_is_known(planes: int, greedy: float, refined: float) 
 
 def test_bits_are_the_nearest_of_all_sums() -> None:
     values, sums = gaussian(50, 20), gaussian(50, 8, seed=1)
-    found = np.take_along_axis(sums, bcq._nearest(values, sums), axis=1)
+    found = np.take_along_axis(sums, bcq._nearest(values, sums)[0].astype(int), axis=1)
     due = np.abs(values[..., None] - sums[:, None]).min(axis=2)
     np.testing.assert_allclose(np.abs(values - found), due, rtol=1e-6, atol=1e-7)
 
@@ -234,6 +234,34 @@ def test_every_format_says_who_makes_it() -> None:
         method_for("fbi")
     with pytest.raises(UnsupportedModelError, match="bcq makes no q4g32"):
         method_for("q4g32", "bcq")
+
+
+@pytest.mark.parametrize(
+    ("format", "step"), [("q4g32", "rtn"), ("q3g64z", "rtn"), ("q3g64", "gptq"), ("q2", "gptq"), ("bcq3g64z", "bcq")]
+)
+def test_compiled_loops_make_the_same_bytes(format: str, step: str, monkeypatch: Any) -> None:
+    pytest.importorskip("numba", reason="it compiles the loops")
+    module, plain = {
+        "rtn": (rtn, rtn._measured_plain),
+        "gptq": (gptq, gptq._swept_plain),
+        "bcq": (bcq, bcq._taken_plain),
+    }[step]
+    values, codec, x = gaussian(1100, 200), formats.codec(format), correlated(300, 200)
+    more = (x.T @ x,) if step == "gptq" else ()
+    loops = getattr(module, plain.__name__.removesuffix("_plain"))
+    assert loops.__wrapped__ is plain
+    found = module.quantize(values, codec, *more)
+    monkeypatch.setattr(module, plain.__name__.removesuffix("_plain"), plain)
+    due = module.quantize(values, codec, *more)
+    for name, array in vars(due).items():
+        assert np.array_equal(getattr(found, name), array)
+
+
+def test_an_inverted_triangle() -> None:
+    upper = np.triu(gaussian(150, 150).astype(np.float64)) + 20 * np.eye(150)
+    found = upper.copy()
+    gptq._invert(found)
+    np.testing.assert_allclose(found @ upper, np.eye(150), atol=1e-12)
 
 
 # Calibration

@@ -13,7 +13,7 @@ from typing import Any
 
 from lutra.runtime import threads
 
-__all__ = ["compiled", "in_pieces"]
+__all__ = ["compiled", "in_pieces", "spans"]
 
 WORTH = 1 << 16  # elements of the first argument from which on compiling, a second or so, pays
 
@@ -55,3 +55,9 @@ def in_pieces(work: Callable[[slice], None], count: int, step: int) -> None:
 def _all(done: Iterable[None]) -> None:
     for _ in done:
         pass
+
+
+def spans(cols: int, group: int) -> list[tuple[int, int, int]]:
+    """(begin, end, size) of the columns that fall into whole groups, and of the smaller group that is left."""
+    whole = cols // group * group
+    return [span for span in ((0, whole, group), (whole, cols, cols - whole)) if span[0] < span[1]]

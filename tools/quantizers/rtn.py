@@ -14,7 +14,7 @@ import numpy as np
 
 from lutra.runtime.formats import Coded, Matrix
 from lutra.runtime.formats._uniform import Uniform
-from lutra.tools.loops import compiled, in_pieces
+from lutra.tools.loops import compiled, in_pieces, spans
 
 REACHES = np.linspace(0.4, 1.0, 13, dtype=np.float32)  # shares of the range that the first grids reach
 ROUNDS = 5
@@ -36,17 +36,14 @@ def quantize(values: np.ndarray, codec: Uniform) -> Matrix:
     groups = -(-cols // group)
     codes = np.empty(values.shape, np.uint8)
     scale, zero = (np.empty((rows, groups), np.float32) for _ in range(2))
-    whole = cols // group  # all of one size; what is left of the columns is a group by itself
-    spans = [(0, whole, group)] if whole else []
-    spans += [(whole, groups, cols - whole * group)] if whole < groups else []
 
     def piece(some: slice) -> None:
-        for first, last, size in spans:
-            columns = slice(first * group, first * group + (last - first) * size)
-            part = values[some, columns].reshape(-1, size)
+        for begin, end, size in spans(cols, group):
+            part = values[some, begin:end].reshape(-1, size)
             s, z = fit(part, codec.bits, codec.zeros, halves=groups > 1)
-            codes[some, columns] = nearest(part, s, z, codec.bits).reshape(-1, columns.stop - columns.start)
-            scale[some, first:last], zero[some, first:last] = (grid.reshape(-1, last - first) for grid in (s, z))
+            own = slice(begin // group, -(-end // group))
+            codes[some, begin:end] = nearest(part, s, z, codec.bits).reshape(-1, end - begin)
+            scale[some, own], zero[some, own] = (grid.reshape(-1, own.stop - own.start) for grid in (s, z))
 
     in_pieces(piece, rows, max(1, AT_ONCE // groups))
     return Coded(codes, scale, zero, codec.group)
