@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 import time
 from collections import Counter
@@ -28,12 +29,13 @@ from lutra.models.loaders.tensor import dtype_name
 from lutra.models.weights import Planned
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Packed, Planes, to_float32
 from lutra.tools.calibrate import calibrate
+from lutra.tools.loops import in_pieces
 
 __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
-AT_ONCE = 1 << 22  # elements whose error is measured together
+AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
 SAMPLE = 512  # rows or columns of a matrix that is timed
 
 
@@ -159,17 +161,23 @@ def _quantized(
         packed = formats.pack(matrix, planned.format)
     except ValueError as error:
         raise UnsupportedModelError(f"{planned.role} cannot be stored in {planned.format}: {error}") from None
-    return packed.with_bias(bias), _loss(values, packed.matrix)
+    kept = matrix if codec.accepts(matrix) else packed.matrix
+    return packed.with_bias(bias), _loss(values, kept)
 
 
 def _loss(values: np.ndarray, matrix: Any) -> Loss:
-    error = whole = 0.0
-    step = max(1, AT_ONCE // values.shape[1])
-    for begin in range(0, len(values), step):
-        some = values[begin : begin + step]
-        error += float(((to_float32(matrix[begin : begin + step]) - some).astype(np.float64) ** 2).sum())
-        whole += float((some.astype(np.float64) ** 2).sum())
-    return Loss(error, whole)
+    lost: list[Loss] = []
+
+    def piece(some: slice) -> None:
+        due = values[some].reshape(-1)
+        left = to_float32(matrix[some]).reshape(-1) - due
+        lost.append(Loss(float(left @ left), float(due @ due)))
+
+    if isinstance(matrix, (np.ndarray, Coded, Planes, Codebook)):
+        in_pieces(piece, len(values), max(1, AT_ONCE // values.shape[1]))
+    else:
+        piece(slice(None))  # a product's rows are not to be had one by one
+    return Loss(math.fsum(x.error for x in lost), math.fsum(x.whole for x in lost))  # whatever their order
 
 
 def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:
