@@ -19,7 +19,7 @@ from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Packed, Planes, Stacked, rows, to_float32
+from lutra.runtime.formats import Coded, Nested, Packed, Planes, Stacked, rows, to_float32
 
 __all__ = [
     "VERSION",
@@ -36,6 +36,7 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
+NESTED = {"codes": 0, "scale": 1, "unit": 1}  # its arrays, and where rows are in them
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -190,6 +191,9 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return _join_coded(weights)  # type: ignore[arg-type]
     if all(isinstance(w, Planes) for w in weights):
         return _join_planes(weights)  # type: ignore[arg-type]
+    if all(isinstance(w, Nested) for w in weights):
+        parts = [np.concatenate([getattr(w, name) for w in weights], axis=a) for name, a in NESTED.items()]
+        return Nested(*parts, weights[0].group, weights[0].block)  # type: ignore[union-attr]
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
