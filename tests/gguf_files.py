@@ -36,12 +36,8 @@ RANDOM = {
     "Q1_0": {0: 0.03},
     "Q2_0": {0: 0.03},
 }
-SIZES = {
-    "Q1_0": (128, 18, 41),
-    "Q2_0": (64, 18, 42),
-    "Q2_0 wide": (128, 34, 42),
-    "I2_S": (128, 32, 36),
-}  # gguf-py lacks
+# Types that gguf-py lacks: weights and bytes of a block, ggml's number.
+SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
 ARCHS = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),

@@ -43,7 +43,7 @@ class Type:
     def read(self, blocks: Blocks, format: str) -> Matrix:
         """The matrix, for the format that was told. CorruptModelError for scales that are no numbers."""
         matrix = self.matrix(blocks)
-        scales = getattr(matrix, "unit", getattr(matrix, "scale", None))
+        scales: np.ndarray = getattr(matrix, "unit", getattr(matrix, "scale", None))  # type: ignore[assignment]
         if not np.isfinite(scales).all():
             raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
         if format == "ternary":

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,19 +28,7 @@ __all__ = ["GGUFFile", "claims", "read"]
 
 MAGIC = b"GGUF"
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-SCALARS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+SCALARS = dict(enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
 MAX_DIMS = 4
 PADDING = 256  # at least what follows a tensor up to the next
@@ -55,7 +44,7 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Open the file, the one model in the directory, or all files of a split one. Raises as ``open_checkpoint`` does."""
+    """Open the file, the one model in a directory, or all files of a split one. Raises as ``open_checkpoint`` does."""
     files = [GGUFFile(part) for part in _parts(path)]
     metadata = files[0].metadata
     _check_split(files)
@@ -86,12 +75,12 @@ def _parts(path: Path) -> list[Path]:
     count = int(split[3])
     parts = [path.with_name(f"{split[1]}-{i + 1:05}-of-{split[3]}.gguf") for i in range(count)]
     missing = [part for part in parts if not part.exists()]
-    if missing or not parts:
+    if missing:
         raise ModelNotFoundError(
-            f"{path.parent} lacks {len(missing)} of the {count} files of this model: {missing[0].name if missing else ''}",
+            f"{path.parent} lacks {len(missing)} of the {count} files of this model: {missing[0].name}",
             "Download all of them into one directory.",
         )
-    return parts
+    return parts or [path]
 
 
 def _check_split(files: list[GGUFFile]) -> None:
@@ -234,7 +223,7 @@ class GGUFFile:
             if offset % align or start + offset > self._file.size:
                 reader.corrupt(f"{name!r:.80} begins at byte {start + offset:,} of {self._file.size:,}")
         begins = sorted({start + offset for *_, offset in rows} | {self._file.size})
-        ends = dict(zip(begins, begins[1:], strict=False))
+        ends = dict(pairwise(begins))
         for name, shape, type_, offset in rows:
             begin = start + offset
             yield Tensor(self._file, name, shape, type_, begin, ends.get(begin, begin) - begin)

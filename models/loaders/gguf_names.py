@@ -1,7 +1,7 @@
 """What GGUF metadata says of a model, as a configuration and tensor names in Hugging Face's words.
 
-One table row per architecture. What changes a model's results and is not known here is refused by its key. Source:
-llama.cpp's llama-arch.cpp and its converter, for names; its model files for what an architecture does without saying so.
+One table row per architecture. What changes a model's results and is not known here is refused by its key. Sources:
+llama.cpp's llama-arch.cpp and its converter, for names; its models, for what an architecture does without saying so.
 """
 
 from __future__ import annotations
