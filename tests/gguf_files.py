@@ -39,6 +39,8 @@ RANDOM = {
 # Types that gguf-py lacks: weights and bytes of a block, ggml's number.
 SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
 ARCHS = {
+    "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
+    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
@@ -85,6 +87,8 @@ def write(
         type = "F32"
         if stored.ndim == 2:
             type, turn = types[turn % len(types)], turn + 1
+        if name.startswith("gemma") and stored.ndim == 1:
+            stored = stored + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
         new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
@@ -94,6 +98,8 @@ def write(
             writer.add_tensor(new, data.view(np.int8), values.shape, SIZES[type][2])  # type: ignore[arg-type]
         else:
             writer.add_tensor(new, data, raw_dtype=Type[type])
+        if name.startswith("gemma") and stored.ndim == 1:
+            read = read - 1
         if name in ("llama", "minicpm"):
             read = permuted(tensor, read, config, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
@@ -117,8 +123,9 @@ def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1)))
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
 

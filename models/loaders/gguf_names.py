@@ -51,7 +51,14 @@ class Arch:
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
 RELU2 = {"hidden_act": "relu2"}  # which files do not say
+GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 ARCHS = {
+    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),  # the converter has added the 1
+    "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
     "llama": Arch("llama", NEIGHBOURS),
     "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
     "bitnet-25": Arch("bitnet", RELU2),
@@ -80,7 +87,12 @@ CHANGING = {
     "pooling_type": 0,
     "nextn_predict_layers": 0,
 }
-HANDLED = {"minicpm": {"embedding_scale", "residual_scale", "logit_scale"}}
+HANDLED = {
+    "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
+    "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
+}
+SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
 
 
 @dataclass(frozen=True)
@@ -200,9 +212,26 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
-    if arch.model_type == "minicpm":
+    if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if keys.arch in ("gemma2", "gemma3"):
+        config |= _gemma(keys, config)
     return config
+
+
+def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    wide = (keys.arch, config["num_hidden_layers"]) in SCALED
+    width = config["hidden_size"] / config["num_attention_heads"] if wide else config["head_dim"]
+    scale = keys.number("attention.scale", 0.0)
+    names = ("attn_logit_softcapping", "final_logit_softcapping")
+    caps = {name: value for name in names if (value := keys.get(name)) is not None}
+    local = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        local["layer_types"] = ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]
+    elif pattern is not None:
+        local["sliding_window_pattern"] = pattern
+    return {"query_pre_attn_scalar": scale**-2 if scale else width, **caps, **local}
 
 
 def _minicpm(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
