@@ -225,7 +225,7 @@ def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     scale = keys.number("attention.scale", 0.0)
     names = ("attn_logit_softcapping", "final_logit_softcapping")
     caps = {name: value for name in names if (value := keys.get(name)) is not None}
-    local = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
+    local: dict[str, Any] = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray):
         local["layer_types"] = ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]
