@@ -18,7 +18,8 @@ from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_flo
 __all__ = ["FLOATS", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
 
 Blocks = np.ndarray  # uint8 [rows, blocks of a row, bytes of a block]
-_AT_ONCE = 1 << 22  # bytes of blocks looked at together
+_AT_ONCE = 1 << 20  # bytes of blocks looked at together
+_IN_CACHE = 1 << 16  # bytes
 
 FLOATS = {0: "F32", 1: "F16", 28: "F64", 30: "BF16"}  # which are no blocks
 
@@ -48,7 +49,9 @@ class Type:
             raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
         if format == "ternary":
             assert isinstance(matrix, Coded)
-            return _by_rows(matrix) or matrix
+            if (rows := _by_rows(matrix)) is None:
+                raise CorruptModelError(f"a tensor of type {self.name} holds what is no ternary weight")
+            return rows
         return to_float32(matrix) if format == "F32" else matrix
 
 
@@ -59,6 +62,16 @@ def _ternary(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
     assert isinstance(first, Coded)
     grouped = f"q2g{min(first.group, 128)}"
     return "ternary" if all(_by_rows(part) for part in parts if isinstance(part, Coded)) else grouped
+
+
+def _ternary_at(at: int) -> Callable[[Callable[[Blocks], Matrix], Blocks], str]:
+    """The same for types of ternary codes alone, whose scale is at that byte: mostly one look at the scales will do."""
+
+    def format(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
+        scale = _half(blocks, at)
+        return "ternary" if (scale == scale[:, :1]).all() else _ternary(matrix, blocks)
+
+    return format
 
 
 def _by_rows(matrix: Coded) -> Coded | None:
@@ -92,9 +105,17 @@ def _fields(data: np.ndarray, width: int, run: int) -> np.ndarray:
 
     Bytes come in runs: first the codes in all their lowest bits, then those in the next, and so on.
     """
-    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-    runs = data.reshape(len(data), -1, 1, run)
-    return (runs >> shifts & np.uint8((1 << width) - 1)).reshape(len(data), -1)
+    word = np.dtype(np.uint64 if run % 8 == 0 else np.uint8)  # what shifts from byte to byte is masked away
+    mask = np.frombuffer(bytes([(1 << width) - 1]) * word.itemsize, word)[0]
+    shifts = np.arange(0, 8, width, dtype=word)
+    size = data.shape[1] * data.shape[2]
+    found = np.empty((len(data), size // run, len(shifts), run // word.itemsize), word)
+    step = max(1, _IN_CACHE // size)
+    for begin in range(0, len(data), step):
+        words = np.ascontiguousarray(data[begin : begin + step]).view(word).reshape(-1, size // run, found.shape[3])
+        for i, shift in enumerate(shifts):
+            found[begin : begin + step, :, i] = words >> shift & mask
+    return found.view(np.uint8).reshape(len(data), -1)
 
 
 def _trits(data: np.ndarray, digits: int) -> np.ndarray:
@@ -205,7 +226,7 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     Columns come in runs of 128, the first 32 of them in the highest bits (the layout of x86 builds, which published
     files have). CorruptModelError for a code that means nothing.
     """
-    codes = _fields(data[:-32].reshape(1, -1), 2, 32).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
+    codes = _fields(data[:-32].reshape(-1, 1, 32), 2, 32).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
     scale = data[-32:-28].copy().view("<f4")
     if codes.max() > 2 or not np.isfinite(scale).all():
         raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")
@@ -224,8 +245,8 @@ TYPES = {
     12: Type("Q4_K", 256, 144, _q4_k, "q4g32s256m"),
     13: Type("Q5_K", 256, 176, _q5_k, "q5g32s256m"),
     14: Type("Q6_K", 256, 210, _q6_k, "q6g16s256"),
-    34: Type("TQ1_0", 256, 54, _tq1_0, _ternary),
-    35: Type("TQ2_0", 256, 66, _tq2_0, _ternary),
+    34: Type("TQ1_0", 256, 54, _tq1_0, _ternary_at(52)),
+    35: Type("TQ2_0", 256, 66, _tq2_0, _ternary_at(64)),
     39: Type("MXFP4", 32, 17, _mxfp4, _floating),
     41: Type("Q1_0", 128, 18, _q1_0, "b1g128"),
     42: Type("Q2_0", 64, 18, _q2_0, _ternary),

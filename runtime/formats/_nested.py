@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Matrix, Nested
-from lutra.runtime.formats._uniform import ROWS, Uniform, by_block, by_row
+from lutra.runtime.formats._uniform import AT_ONCE, ROWS, Uniform, by_block, by_row
 
 # What kernels there are for: bits, columns of a group, whether it has offsets.
 KERNELS = {(2, 16, True), (4, 16, False), (6, 16, False), (4, 32, True), (5, 32, True)}
@@ -67,9 +67,13 @@ class NestedGrids:
         if not self.accepts(matrix):
             raise ValueError("not the integers on nested grids that this format stores")
         assert isinstance(matrix, Nested)
-        codes = matrix.codes.view(np.uint8)  # which wraps around
+        data = np.empty(self.layout(*matrix.shape)["data"][1], np.uint8)
+        codes, middle = matrix.codes.view(np.uint8), np.uint8(0 if self.offsets else 1 << self.bits - 1)
+        for begin in range(0, len(codes), AT_ONCE):
+            some = codes[begin : begin + AT_ONCE] + middle  # which wraps around
+            data[begin // ROWS : begin // ROWS - (-len(some) // ROWS)] = self._codes.pack_codes(some)
         return {
-            "data": self._codes.pack_codes(codes if self.offsets else codes + np.uint8(1 << self.bits - 1)),
+            "data": data,
             "scale": by_block(_interleaved(matrix.scale)).astype(np.int8),
             "unit": by_block(_interleaved(matrix.unit)).astype(np.float16),
         }

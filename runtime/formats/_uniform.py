@@ -24,7 +24,7 @@ from lutra.runtime.formats import Coded, Matrix, to_float32
 ROWS, BYTES, CHUNK = 16, 4, 32
 PER_ROW = 128  # columns that share an activation scale where a row of weights has one scale
 GROUPS = (32, 64, 128)
-_AT_ONCE = 512  # rows packed together: few enough to stay in cache
+AT_ONCE = 512  # rows packed together: few enough to stay in cache
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Uniform:
         """
         rows, cols = matrix.shape
         parts: dict[str, np.ndarray] = {name: np.zeros(s, t) for name, (t, s) in self.layout(rows, cols).items()}
-        for begin in range(0, rows, _AT_ONCE):  # a few at a time: a matrix can be large
-            some = matrix[begin : begin + _AT_ONCE]
+        for begin in range(0, rows, AT_ONCE):  # a few at a time: a matrix can be large
+            some = matrix[begin : begin + AT_ONCE]
             codes, scale, zero = self._fit(some if isinstance(some, Coded) else self._round(to_float32(some)))
             blocks = slice(begin // ROWS, begin // ROWS - (-len(codes) // ROWS))
             parts["data"][blocks] = self.pack_codes(codes)
@@ -147,11 +147,18 @@ class Uniform:
         """The data of codes uint8 [rows, cols]: uint8 [blocks, chunks * bits * 64]."""
         rows, cols = codes.shape
         blocks, chunks = -(-rows // ROWS), -(-cols // self.chunk)
-        padded = np.zeros((blocks * ROWS, chunks * self.chunk), np.uint8)
-        padded[:rows, :cols] = codes
-        steps = padded.reshape(blocks, ROWS, chunks, -1, BYTES).transpose(0, 2, 3, 1, 4)
-        planes = [_pack_plane(steps >> shift & (1 << width) - 1, width) for width, shift in self.planes]
-        return np.concatenate(planes, axis=2).reshape(blocks, -1)
+        if (rows, cols) != (blocks * ROWS, chunks * self.chunk) or not codes.flags.c_contiguous:
+            padded = np.zeros((blocks * ROWS, chunks * self.chunk), np.uint8)
+            padded[:rows, :cols] = codes
+            codes = padded
+        steps = codes.view(np.uint32).reshape(
+            blocks, ROWS, chunks, -1
+        )  # of four columns: fields do not leave their byte
+        data = np.empty((blocks, chunks, self.bits * self.chunk // 32, ROWS), np.uint32)
+        for width, shift in self.planes:
+            first, count = shift * self.chunk // 32, width * self.chunk // 32
+            data[:, :, first : first + count] = _pack_plane(steps >> np.uint32(shift), width)
+        return data.view(np.uint8).reshape(blocks, -1)
 
     @property
     def planes(self) -> list[tuple[int, int]]:
@@ -177,14 +184,15 @@ class Uniform:
         return Coded(self.unpack_codes(parts["data"], rows, cols), scale, zero, self.group)
 
 
-def _pack_plane(fields: np.ndarray, width: int) -> np.ndarray:
-    """uint8 [blocks, chunks, steps, 16, 4] to [blocks, chunks, width * steps / 8, 16, 4]."""
-    blocks, chunks, steps, rows, size = fields.shape
-    fields = fields.reshape(blocks, chunks, width * steps // 8, 8 // width, rows, size)
-    packed = np.zeros((blocks, chunks, width * steps // 8, rows, size), np.uint8)
-    for i in range(8 // width):
-        packed |= fields[:, :, :, i] << width * i
-    return packed
+def _pack_plane(steps: np.ndarray, width: int) -> np.ndarray:
+    """The lowest bits of uint32 [blocks, 16, chunks, steps]: uint32 [blocks, chunks, width * steps / 8, 16]."""
+    blocks, rows, chunks, count = steps.shape
+    fields = steps.reshape(blocks, rows, chunks, width * count // 8, 8 // width)
+    mask = np.uint32(0x01010101 * ((1 << width) - 1))
+    packed = fields[..., 0] & mask
+    for i in range(1, 8 // width):
+        packed |= (fields[..., i] & mask) << np.uint32(width * i)
+    return packed.transpose(0, 2, 3, 1)
 
 
 def by_block(grid: np.ndarray) -> np.ndarray:
