@@ -28,7 +28,12 @@ LLAMA_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 HEAD_DIM = 8192  # at most, in native/kernels/attention.h
-ACTIVATIONS = {"silu": ops.silu_mul, "swish": ops.silu_mul, "relu2": ops.relu2_mul}
+ACTIVATIONS = {
+    "silu": ops.silu_mul,
+    "swish": ops.silu_mul,
+    "relu2": ops.relu2_mul,
+    "gelu_pytorch_tanh": ops.gelu_tanh_mul,
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Config:
     """A decoder's shape.
 
     frequency: float32 [n], the rotary angle per position of each of a head's first n pairs; magnitude: what rotated
-    pairs are multiplied by. n_ctx: positions for which frequencies hold and attention sees all before them: a sliding
-    window ends it.
+    pairs are multiplied by. n_ctx: positions for which frequencies hold. windows: how many positions each layer's
+    attention sees, 0: all.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # what a configuration means that is silent
@@ -50,6 +55,7 @@ class Config:
     intermediate: int
     vocab: int
     n_ctx: int
+    windows: tuple[int, ...]
     eps: float
     activation: str
     frequency: np.ndarray
@@ -76,11 +82,10 @@ class Config:
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
         n_ctx = _size(config, "max_position_embeddings", 2048)
-        if config.get("sliding_window") and config.get("use_sliding_window", True):
-            n_ctx = min(n_ctx, _size(config, "sliding_window"))
+        layers = _size(config, "num_hidden_layers")
         rope = rope_of(config, head_dim)
         return cls(
-            layers=_size(config, "num_hidden_layers"),
+            layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
@@ -88,6 +93,7 @@ class Config:
             intermediate=_size(config, "intermediate_size"),
             vocab=_size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
+            windows=_windows(config, layers),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=activation,
             frequency=rope.frequency,
@@ -120,6 +126,25 @@ def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise CorruptModelError(f"config.json: {key} is {value!r}, which is no size")
     return value
+
+
+def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
+    """Each layer's sliding window. Those that have one are listed, come by a pattern, or begin with a certain layer."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    window = _size(config, "sliding_window") if window else 0
+    if (kinds := config.get("layer_types")) is None:
+        if (every := config.get("sliding_window_pattern")) is not None:
+            every = _size(config, "sliding_window_pattern")
+            return tuple(window if (i + 1) % every else 0 for i in range(layers))
+        first = _size(config, "max_window_layers") if config.get("max_window_layers") else 0
+        return tuple(window if i >= first else 0 for i in range(layers))
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
+    if unknown := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
+        raise UnsupportedModelError(f"lutra has no layers of type {unknown[0]!r:.40}")
+    if not window and "sliding_attention" in kinds:
+        raise CorruptModelError("config.json: layer_types has windows, but no sliding_window says how wide they are")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def factor(config: dict[str, Any], key: str, default: float = 1.0) -> float:
@@ -216,8 +241,17 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
     return Rope(frequency / short, float(magnitude), original)
 
 
+def _factored_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
+    """A factor per pair, as GGUF files keep what llama3's scaling makes."""
+    factors = np.array(scaling["factors"], np.float32)
+    if factors.shape != frequency.shape or not (factors > 0).all():
+        raise ValueError(f"{factors.size} factors for {len(frequency)} pairs")
+    return Rope(frequency / factors)
+
+
 _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
     "default": lambda frequency, scaling, config: Rope(frequency),
+    "factors": _factored_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,
     "yarn": _yarn_rope,
@@ -225,10 +259,21 @@ _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] 
 }
 
 
-def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int, norms: Sequence[np.ndarray] = ()) -> Any:
+def attend(
+    c: Config,
+    qkv: Any,
+    angles: Any,
+    state: Any,
+    layer: int,
+    norms: Sequence[np.ndarray] = (),
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Any:
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
-    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated.
+    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated. scale: of scores;
+    None: head_dim ** -0.5. cap: as ops.attention's.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms:
@@ -237,7 +282,15 @@ def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int, norms: Sequ
     k = ops.rope(k, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
-        q, state, layer=layer, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, scale=c.head_dim**-0.5
+        q,
+        state,
+        layer=layer,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        window=c.windows[layer],
+        scale=c.head_dim**-0.5 if scale is None else scale,
+        cap=cap,
     )
 
 

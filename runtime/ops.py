@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "attention",
     "concat",
     "embed",
+    "gelu_tanh_mul",
     "kv_append",
     "linear",
     "peak",
@@ -34,6 +35,7 @@ __all__ = [
     "scale",
     "scale_columns",
     "silu_mul",
+    "soft_cap",
     "split",
     "stream",
     "tail",
@@ -165,6 +167,9 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
     if isinstance(matrix, Coded):
         zero = 0 if matrix.zero is None else matrix.zero[:, own]
         return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
+    if isinstance(matrix, Nested):
+        scale, *offset = matrix.scales[:, :, own]
+        return [(matrix.codes[:, columns], scale, 0, *(offset or [None]))]
     if isinstance(matrix, Codebook):
         return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scale[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
@@ -229,6 +234,20 @@ def relu2_mul(gate: Array, up: Array) -> Array:
     return np.maximum(gate, 0) ** 2 * up
 
 
+@op(_like)
+def gelu_tanh_mul(gate: Array, up: Array) -> Array:
+    """gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
+    with np.errstate(over="ignore"):
+        inner = gate + f32(0.044715) * gate**3
+        return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
+
+
+@op(_like)
+def soft_cap(x: Array, *, cap: float) -> Array:
+    """cap * tanh(x / cap): the values bent towards -cap..cap (Gemma 2, 2024)."""
+    return f32(cap) * np.tanh(x / f32(cap))
+
+
 def split(x: Array, *widths: int) -> list[Array]:
     """x's columns in consecutive ranges of these widths, as views."""
     stops = np.cumsum(widths)
@@ -273,12 +292,28 @@ def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head
 
 
 @op(lambda q, *_, **__: [(q.shape[1], f32)], suffix=_kv_suffix, local=False)
-def attention(q: Array, state: Any, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float) -> Array:
-    """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups."""
+def attention(
+    q: Array,
+    state: Any,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int,
+    scale: float,
+    cap: float,
+) -> Array:
+    """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups.
+
+    window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
+    """
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
     scores = np.einsum("qhd,phd->hqp", q.reshape(len(q), heads, head_dim), keys) * f32(scale)
-    seen = np.arange(len(keys)) <= state.pos + np.arange(len(q))[:, None]
-    scores = np.where(seen, scores, -np.inf)
+    if cap:
+        scores = soft_cap(scores, cap=cap)
+    behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
+    scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("hqp,phd->qhd", weights, values).reshape(q.shape)
