@@ -6,10 +6,10 @@ them and goes on; anything else in their place is thrown away.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from lutra.tools.loops import in_pieces
 __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
 AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
+LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
 SAMPLE = 512  # rows or columns of a matrix that is timed
 
 
@@ -97,10 +98,8 @@ def opened_journal(dst: Path, key: dict[str, Any]) -> Iterator[Journal]:
     folder = dst.with_name(f".{dst.name}.partial")
     folder.mkdir(exist_ok=True)
     with (folder / "key.json").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LutraError(f"another conversion to {dst} is running") from None
+        if not _locked(file):
+            raise LutraError(f"another conversion to {dst} is running")
         file.seek(0)
         if file.read() != json.dumps(key):
             for old in folder.glob("*.safetensors"):
@@ -109,7 +108,24 @@ def opened_journal(dst: Path, key: dict[str, Any]) -> Iterator[Journal]:
             file.write(json.dumps(key))
             file.flush()
         yield Journal(folder)
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
+
+
+def _locked(file: TextIO) -> bool:
+    """Keep a file for this process until it is closed; False if another one has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(LOCKED)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def quantize(
