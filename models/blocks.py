@@ -12,7 +12,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes"]
+__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes", "size"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -70,10 +70,10 @@ class Config:
         Raises CorruptModelError for values that make no model, UnsupportedModelError for ones lutra cannot run.
         """
         config = cls.DEFAULTS | config
-        heads = _size(config, "num_attention_heads")
-        kv_heads = _size(config, "num_key_value_heads", heads)
-        hidden = _size(config, "hidden_size")
-        head_dim = _size(config, "head_dim", hidden // heads)
+        heads = size(config, "num_attention_heads")
+        kv_heads = size(config, "num_key_value_heads", heads)
+        hidden = size(config, "hidden_size")
+        head_dim = size(config, "head_dim", hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise CorruptModelError(f"{heads} heads of {head_dim} cannot share {kv_heads} key-value heads")
         if head_dim > HEAD_DIM:
@@ -81,8 +81,8 @@ class Config:
         activation = config.get("hidden_act", "silu")
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
-        n_ctx = _size(config, "max_position_embeddings", 2048)
-        layers = _size(config, "num_hidden_layers")
+        n_ctx = size(config, "max_position_embeddings", 2048)
+        layers = size(config, "num_hidden_layers")
         rope = rope_of(config, head_dim)
         return cls(
             layers=layers,
@@ -90,8 +90,8 @@ class Config:
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate=_size(config, "intermediate_size"),
-            vocab=_size(config, "vocab_size"),
+            intermediate=size(config, "intermediate_size"),
+            vocab=size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
             windows=_windows(config, layers),
             eps=float(config.get("rms_norm_eps", 1e-6)),
@@ -120,7 +120,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+def size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A number of things that the configuration gives. CorruptModelError for anything else."""
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
@@ -131,12 +132,12 @@ def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     """Each layer's sliding window. Those that have one are listed, come by a pattern, or begin with a certain layer."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    window = _size(config, "sliding_window") if window else 0
+    window = size(config, "sliding_window") if window else 0
     if (kinds := config.get("layer_types")) is None:
         if (every := config.get("sliding_window_pattern")) is not None:
-            every = _size(config, "sliding_window_pattern")
+            every = size(config, "sliding_window_pattern")
             return tuple(window if (i + 1) % every else 0 for i in range(layers))
-        first = _size(config, "max_window_layers") if config.get("max_window_layers") else 0
+        first = size(config, "max_window_layers") if config.get("max_window_layers") else 0
         return tuple(window if i >= first else 0 for i in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
@@ -233,7 +234,7 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
         raise ValueError(f"{len(short)} factors for {len(frequency)} pairs")
     longest = int(config["max_position_embeddings"])
     original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    original = _size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
+    original = size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
     factor = longest / original if original < longest else float(scaling.get("factor") or 1.0)
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
@@ -296,5 +297,6 @@ def attend(
 
 def gated(c: Config, gate_up: Any) -> Any:
     """activation(gate) * up; gate_up: [rows, gate | up]."""
-    gate, up = ops.split(gate_up, c.intermediate, c.intermediate)
+    width = gate_up.shape[1] // 2
+    gate, up = ops.split(gate_up, width, width)
     return ACTIVATIONS[c.activation](gate, up)

@@ -69,6 +69,12 @@ def dense(
     return reference(folder)
 
 
+def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """A mixture of experts; its router, too, decides."""
+    settings = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "eos_token_id": None, **config}
+    return dense(folder, name, dtype, initializer_range=0.1, **settings)
+
+
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:

@@ -286,6 +286,56 @@ def tail(rng: Rng) -> Iterator[Case]:
         yield Case(f"{n_outputs} of {n} x {cols}", ops.tail, (Rows(x), Session(n_outputs=n_outputs)))
 
 
+# Experts
+
+CHOICES = [(1, 1, 1), (1, 8, 3), (5, 8, 8), (13, 60, 4), (97, 128, 8), (193, 1024, 10)]  # rows, experts, choices
+
+
+@register("route")
+def route(rng: Rng) -> Iterator[Case]:
+    for i, (n, experts, k) in enumerate(CHOICES):
+        for kind in ("normal", "ties", "far"):
+            logits = {
+                "normal": normal(rng, n, experts),
+                "ties": rng.integers(0, 3, (n, experts)).astype(f32),
+                "far": 200 * normal(rng, n, experts),
+            }[kind]
+            attrs = {"k": k, "normalize": i % 2 == 0}
+            _, share = reference(ops.route, logits, **attrs)
+            # e^x of a rounded difference, a sum over lanes, a quotient; e^x ends at e^-87.
+            size = np.ptp(logits, axis=1, keepdims=True).clip(0, 90)
+            bound = (2 * size + experts / LANES + 12) * EPS * share + 1e-37
+            yield Case(f"{kind} {k} of {experts}, {n} rows", ops.route, (Rows(logits),), attrs, bound)
+
+
+def choices(rng: Rng, n: int, experts: int, k: int) -> np.ndarray:
+    return np.stack([rng.permutation(experts)[:k] for _ in range(n)]).astype(np.int32)
+
+
+@register("line_up")
+def line_up(rng: Rng) -> Iterator[Case]:
+    for n, experts, k in CHOICES:
+        chosen = choices(rng, n, experts, k)
+        yield Case(f"{n} rows, {k} of {experts}", ops.line_up, (Rows(chosen),), {"experts": experts})
+
+
+@register("spread")
+def spread(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        yield Case(f"{n} x {cols} to {k} places", ops.spread, (Rows(mixed(rng, n, cols)), Rows(place)))
+
+
+@register("gather")
+def gather(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        x, share = mixed(rng, n * k, cols), rng.random((n, k)).astype(f32)
+        args = (x, Rows(place), Rows(share))
+        bound = (k + 1) * (EPS * reference(ops.gather, np.abs(x), *args[1:]) + TINY)
+        yield Case(f"{k} places to {n} x {cols}", ops.gather, args, bound=bound)
+
+
 # Matrices
 
 

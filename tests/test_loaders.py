@@ -468,7 +468,6 @@ def test_defaults_where_config_is_silent(hf_folder: Path) -> None:
         "model_type": "llama",
         "num_attention_heads": 4,
         "hidden_size": 64,
-        "rms_norm_eps": 1e-6,
         "rope_scaling": None,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",

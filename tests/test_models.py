@@ -199,6 +199,19 @@ def _recipes():
                 "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
             },
         ),
+        "qwen3-moe": lambda f: c.mixture(f, "Qwen3Moe"),
+        "qwen3-moe-mixed-bf16": lambda f: c.mixture(
+            f,
+            "Qwen3Moe",
+            torch.bfloat16,
+            num_hidden_layers=5,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            norm_topk_prob=True,
+            head_dim=24,
+            moe_intermediate_size=36,
+            num_experts=40,
+        ),
         "gemma3-as-4": lambda f: c.gemma_of_transformers_4(f),
         "phi3": lambda f: c.dense(f, "Phi3"),
         "phi3-partial": lambda f: c.dense(f, "Phi3", hidden_size=128, partial_rotary_factor=0.75),
@@ -223,7 +236,7 @@ NAMES = [
     *["llama-bias", "llama3-rope", "linear-rope"],
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
-    *["gemma3", "gemma3-untied", "gemma3-as-4"],
+    *["gemma3", "gemma3-untied", "gemma3-as-4", "qwen3-moe", "qwen3-moe-mixed-bf16"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
@@ -244,7 +257,7 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 
-GREEDY = ["qwen2", "qwen3", "mistral-window", "phi3-longrope", "minicpm", "gemma2", "gemma3"]
+GREEDY = ["qwen2", "qwen3", "mistral-window", "phi3-longrope", "minicpm", "gemma2", "gemma3", "qwen3-moe"]
 
 
 @pytest.mark.parametrize("name", GREEDY)

@@ -164,7 +164,6 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
         raise CorruptModelError("config.json does not say its model_type")
     _fold_rope(config)
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
-    config.setdefault("rms_norm_eps", 1e-6)
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
     config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries
