@@ -127,6 +127,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
         raise UnsupportedModelError(
             f"lutra does not run GGUF models of architecture {name!r:.80}", f"It runs {', '.join(ARCHS)}."
         )
+    if not shapes:
+        raise UnsupportedModelError("this GGUF file holds a vocabulary and no weights", "Give the model's own file.")
     keys = _Keys(metadata, str(name))
     _refuse_changes(keys)
     names, factors = _names(arch, shapes)
