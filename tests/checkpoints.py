@@ -69,6 +69,18 @@ def dense(
     return reference(folder)
 
 
+def opt(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """An OPT, biases and norms random."""
+    shape = {k: v for k, v in SHAPE.items() if k not in ("intermediate_size", "num_key_value_heads")}
+    model = randomized(
+        transformers.OPTForCausalLM,
+        transformers.OPTConfig(**{"ffn_dim": 160, "init_std": 0.1, **shape, **config}),
+        seed,
+    )
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
 def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
     """A mixture of experts; its router, too, decides."""
     settings = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "eos_token_id": None, **config}
