@@ -242,8 +242,17 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
     return Rope(frequency / short, float(magnitude), original)
 
 
+def _factored_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
+    """A factor per pair, as GGUF files keep what llama3's scaling makes."""
+    factors = np.array(scaling["factors"], np.float32)
+    if factors.shape != frequency.shape or not (factors > 0).all():
+        raise ValueError(f"{factors.size} factors for {len(frequency)} pairs")
+    return Rope(frequency / factors)
+
+
 _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
     "default": lambda frequency, scaling, config: Rope(frequency),
+    "factors": _factored_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,
     "yarn": _yarn_rope,

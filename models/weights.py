@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from lutra import native
 from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Packed, Planes, Stacked, experts, rows, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, experts, rows, to_float32
 
 __all__ = [
     "VERSION",
@@ -41,6 +42,12 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
+# The arrays of matrices of a kind, and which of their dimensions is that of rows.
+ROWS: dict[type, dict[str, int]] = {
+    Codebook: {"codes": 0, "scale": 0, "own": 0},
+    Nested: {"codes": 0, "scale": 1, "unit": 1},
+    Planes: {"bits": 1, "scale": 1, "offset": 0},
+}
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -187,7 +194,10 @@ def _planned(
     if format:
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
-    return Planned(role, stems, shape, _format_of(dtypes, shapes, ternary), biased)
+    format = _format_of(dtypes, shapes, ternary)
+    if role in ("embed", "positions") and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+        format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
+    return Planned(role, stems, shape, format, biased)
 
 
 def _format_of(dtypes: list[str], shapes: list[tuple[int, ...]], ternary: str) -> str:
@@ -247,8 +257,9 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
-    if all(isinstance(w, Planes) for w in weights):
-        return _join_planes(weights)  # type: ignore[arg-type]
+    for kind, arrays in ROWS.items():
+        if all(isinstance(w, kind) for w in weights):
+            return _join_arrays(weights, arrays)
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
@@ -263,10 +274,10 @@ def _join_coded(weights: list[Coded]) -> Coded:
     return Coded(codes, scale, zero, weights[0].group)
 
 
-def _join_planes(weights: list[Planes]) -> Planes:
-    offsets = [w.offset for w in weights if w.offset is not None]
-    bits, scale = (np.concatenate([getattr(w, name) for w in weights], axis=1) for name in ("bits", "scale"))
-    return replace(weights[0], bits=bits, scale=scale, offset=np.concatenate(offsets) if offsets else None)
+def _join_arrays(weights: list[Any], arrays: dict[str, int]) -> Any:
+    parts = {name: [getattr(w, name) for w in weights] for name in arrays}
+    joined = {name: np.concatenate(some, arrays[name]) for name, some in parts.items() if some[0] is not None}
+    return replace(weights[0], **joined)
 
 
 def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:

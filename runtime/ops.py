@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -190,6 +190,9 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
     if isinstance(matrix, Coded):
         zero = 0 if matrix.zero is None else matrix.zero[:, own]
         return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
+    if isinstance(matrix, Nested):
+        scale, *offset = matrix.scales[:, :, own]
+        return [(matrix.codes[:, columns], scale, 0, *(offset or [None]))]
     if isinstance(matrix, Codebook):
         return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scale[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from lutra.runtime import formats, ops
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Packed, Planes
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes
 
 Rng = np.random.Generator
 f32 = np.float32
@@ -390,6 +390,8 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
         return formats.pack(planes(rng, codec, rows, cols, kind), format)
     if codec.KERNEL in ("c3", "c4"):
         return formats.pack(codebook(rng, getattr(codec, "_FORMAT", codec), rows, cols, kind), format)
+    if hasattr(codec, "block"):
+        return formats.pack(nested(rng, codec, rows, cols, kind), format)
     levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
@@ -403,6 +405,17 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
         zero = rng.integers(0, 2 * levels + 1, shape) / 2 if codec.zeros else np.full(shape, (levels - 1) / 2)
         zero = zero.astype(f32)
     return formats.pack(Coded(codes.astype(np.uint8 if levels else np.int8), scale.astype(f32), zero, group), format)
+
+
+def nested(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Nested:
+    least = 0 if codec.offsets else -(1 << codec.bits - 1)
+    most = least + (1 << codec.bits) - 1
+    codes = rng.integers(least, most + 1, (rows, cols)).astype(np.uint8 if codec.offsets else np.int8)
+    if kind == "extremes":
+        codes[:] = rng.choice([least, most], (rows, 1))
+    scale = rng.integers(-128, 128, (1 + codec.offsets, rows, -(-cols // codec.ACT_GROUP)), dtype=np.int8)
+    unit = normal(rng, len(scale) * rows, -(-cols // codec.block)).astype(np.float16).astype(f32)
+    return Nested(codes, scale, unit.reshape(len(scale), rows, -1), codec.ACT_GROUP, codec.block)
 
 
 def codebook(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Codebook:
@@ -426,6 +439,7 @@ def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
 def variants(format: str) -> list[str]:
     """The formats of a family, or the one there is."""
     suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128", "3g128z", "4g128"]
+    suffixes += ["g16s256", "g16s64", "g16s256m", "g32s256m", "g32s32m"]
     suffixes = [suffix for suffix in suffixes if FAMILIES.get(format, lambda _: None)(suffix)]
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
@@ -508,6 +522,10 @@ def magnitudes(matrix: Any) -> np.ndarray:
         largest = np.abs(matrix.looked_up).max(initial=0) + np.nanmax(np.abs(matrix.values))
         values = np.full_like(matrix.values, 3 * largest)
         return formats.to_float32(replace(matrix, values=values, scale=np.abs(matrix.scale), own=None))
+    if isinstance(matrix, Nested):
+        own = np.arange(matrix.shape[1]) // matrix.group
+        scale, *offset = np.abs(matrix.scales[:, :, own])
+        return np.abs(matrix.codes.astype(f32)) * scale + sum(offset)
     offset = None if matrix.offset is None else np.abs(matrix.offset)
     return formats.to_float32(
         replace(matrix, bits=np.ones_like(matrix.bits), scale=np.abs(matrix.scale), zero=0.0, offset=offset)

@@ -846,7 +846,6 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, A
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.gguf", b"GGUF\x03\0\0\0", "GGUF"),
         ("model.pt", b"PK\x03\x04", "PyTorch"),
         ("consolidated.00.pth", b"\x80\x02\x8a", "PyTorch"),
     ],

@@ -39,6 +39,7 @@ __all__ = [
     "Codebook",
     "Coded",
     "Factored",
+    "Nested",
     "Packed",
     "Planes",
     "Stacked",
@@ -100,6 +101,43 @@ class Coded:
             else [0] * -(-self.codes.shape[1] // group)
         )
         return self.scale[:, own], _rows(self.zero, (slice(None), own))
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """A matrix of small integers on grids whose scales are small integers, too, times a float per super-block.
+
+    W[o, i] = codes[o, i] * scale[0, o, g] * unit[0, o, b] + scale[1, o, g] * unit[1, o, b], g = i // group,
+    b = i // block. The second product is the groups' offset, which they may be without (GGUF's k-quants).
+
+    codes: int8 or uint8 [out, in]. scale: int8 [1 or 2, out, groups]. unit: float32 [1 or 2, out, blocks].
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    unit: np.ndarray
+    group: int
+    block: int
+
+    def __post_init__(self) -> None:
+        rows, cols = self.codes.shape
+        scale, unit = ((len(self.scale), rows, -(-cols // n)) for n in (self.group, self.block))
+        if len(self.scale) not in (1, 2) or self.scale.shape != scale or self.unit.shape != unit:
+            raise ValueError(f"codes of {self.codes.shape} need scales of {scale} and units of {unit}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.codes.shape  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Nested:
+        return replace(self, codes=self.codes[rows], scale=self.scale[:, rows], unit=self.unit[:, rows])
+
+    @cached_property
+    def scales(self) -> np.ndarray:
+        """Scales, and offsets if there are any: float32 [1 or 2, out, groups]."""
+        own = np.arange(self.scale.shape[2]) * self.group // self.block
+        return self.unit[:, :, own] * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +248,7 @@ class Stacked:
         return to_float32(self)[rows]
 
 
-Matrix = np.ndarray | Coded | Planes | Codebook | Factored | Stacked
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -219,6 +257,10 @@ def to_float32(x: Matrix) -> np.ndarray:
         own = np.arange(x.codes.shape[1]) // x.group if x.group else slice(None)
         values = x.codes.astype(np.float32) if x.zero is None else x.codes - x.zero[:, own]
         return values * x.scale[:, own]
+    if isinstance(x, Nested):
+        own = np.arange(x.shape[1]) // x.group
+        values = x.codes * x.scales[0][:, own]
+        return values if len(x.scales) == 1 else values + x.scales[1][:, own]
     if isinstance(x, Planes):
         own = np.arange(x.shape[1]) // x.group
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
