@@ -104,6 +104,25 @@ def gemma(
     return reference(folder)
 
 
+def gemma_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Gemma 3 as its larger releases: a tower for images beside a text model that is silent about most of itself."""
+    text = {**SHAPE, "head_dim": 16, "sliding_window": 5}
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**tower, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=126,
+    )
+    model = randomized(transformers.Gemma3ForConditionalGeneration, config, seed)
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"] = {"model_type": "gemma3_text", **text}
+    path.write_text(json.dumps(settings))
+    return model
+
+
 def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     """Gemma 3 with the configuration of its releases: a pattern for windows, two thetas at the top level."""
     model = gemma(folder, "Gemma3", sliding_window=5, num_hidden_layers=6)
