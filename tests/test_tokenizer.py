@@ -241,11 +241,15 @@ def test_bos_policy(tmp_path):
     assert load_tokenizer(none).bos_id == 1
 
 
-def test_model_file_alone(tmp_path):
-    tokenizer = load_tokenizer(make_sentencepiece(tmp_path / "tok.model"))
+def test_files_in_memory(tmp_path):
+    """As llama2.c's single vocabulary, whose configuration stops at BOS."""
+    files = {"tokenizer.model": make_sentencepiece(tmp_path / "tok.model").read_bytes()}
+    tokenizer = load_tokenizer(files, {"eos_token_id": [2, 1]})
     assert tokenizer.bos_id == 1
-    assert tokenizer.eos_ids == {1, 2}, "llama2.c stops at BOS"
+    assert tokenizer.eos_ids == {1, 2}
     assert tokenizer.encode("otter")[0] == 1
+    with pytest.raises(ModelNotFoundError, match="no tokenizer in the model's file"):
+        load_tokenizer({})
 
 
 def test_sentencepiece_space_after_control_tokens(tmp_path):
@@ -261,8 +265,8 @@ def test_sentencepiece_space_after_control_tokens(tmp_path):
 
 def test_turn_marks_inside_a_sentencepiece_model(tmp_path):
     """Gemma's are user-defined pieces: the library would match them in anybody's text."""
-    path = make_sentencepiece(tmp_path / "tokenizer.model", user_defined_symbols=["<end_of_turn>"])
-    (mark,) = load_tokenizer(path).eos_ids - {1, 2}
+    make_sentencepiece(tmp_path / "tokenizer.model", user_defined_symbols=["<end_of_turn>"])
+    (mark,) = load_tokenizer(tmp_path).eos_ids - {2}
     added = {mark: {"content": "<end_of_turn>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = load_tokenizer(tmp_path)
