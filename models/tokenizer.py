@@ -445,7 +445,7 @@ class _SentencePiece:
 
     def _read_added(self, files: _Files) -> None:
         size = self._model.vocab_size()
-        hidden = [i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)]
+        hidden = {i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)}
         listed = files.added_tokens()
         self._beyond = {id: str(fields["content"]) for id, fields in listed if id >= size}
         # Gemma's turn marks are pieces of the model, which the library would match in any text.
@@ -466,7 +466,7 @@ class _SentencePiece:
         self.vocab_size = max([size, *(id + 1 for id in self._beyond)])
         self._plain = frozenset(plain.values())  # matched in any text
         self._strips = frozenset(fields["content"] for _, fields in listed if fields.get("rstrip"))
-        self._every, self._seen = _any_of(self.added), _any_of({*self._plain, *marks})
+        self._every, self._seen = _splitter(self.added), _splitter({*self._plain, *marks})
 
     def _load(self, proto: bytes) -> Any:
         import sentencepiece
@@ -492,7 +492,7 @@ class _SentencePiece:
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
         ids: list[int] = []
         spaced, stripped = start, False
-        for index, part in enumerate((self._every if parse_special else self._seen).split(text)):
+        for index, part in enumerate((self._every if parse_special else self._seen)(text)):
             if index % 2 == 0:
                 ids += self._pieces(part.lstrip() if stripped else part, spaced)
             elif parse_special or part in self._plain:
@@ -530,13 +530,30 @@ class _SentencePiece:
         return piece.replace("\u2581", " ").encode()
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that splits a text at ``tokens`` and keeps them; the longest goes first."""
-    by_start: dict[str, list[str]] = {}  # which there are few of, so most of a text fails at once
-    for token in sorted(tokens, key=len, reverse=True):
-        by_start.setdefault(token[0], []).append(re.escape(token[1:]))
-    groups = [f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in by_start.items()]
-    return re.compile(f"({'|'.join(groups) or '(?!)'})")
+def _splitter(tokens: Iterable[str]) -> Callable[[str], list[str]]:
+    """A function that parts a text at ``tokens``, the longest first: every second part is one of them.
+
+    No regular expression of all tokens: hostile vocabularies have hundreds of thousands.
+    """
+    known = frozenset(tokens)
+    lengths: dict[str, list[int]] = {}
+    for length, first in sorted({(len(token), token[0]) for token in known}, reverse=True):
+        lengths.setdefault(first, []).append(length)
+    candidate = re.compile(f"[{''.join(map(re.escape, lengths))}]" if lengths else "(?!)")
+
+    def split(text: str) -> list[str]:
+        parts, begin, at = [], 0, 0
+        while found := candidate.search(text, at):
+            at = found.start()
+            ends = (at + length for length in lengths[text[at]])
+            end = next((end for end in ends if text[at:end] in known), at)
+            if end > at:
+                parts += [text[begin:at], text[at:end]]
+                begin = end
+            at = max(end, at + 1)
+        return [*parts, text[begin:]]
+
+    return split
 
 
 Step = Callable[[str], "str | bytes"]
