@@ -12,7 +12,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes"]
+__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes", "size"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -28,7 +28,12 @@ LLAMA_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 HEAD_DIM = 8192  # at most, in native/kernels/attention.h
-ACTIVATIONS = {"silu": ops.silu_mul, "swish": ops.silu_mul, "relu2": ops.relu2_mul}
+ACTIVATIONS = {
+    "silu": ops.silu_mul,
+    "swish": ops.silu_mul,
+    "relu2": ops.relu2_mul,
+    "gelu_pytorch_tanh": ops.gelu_tanh_mul,
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Config:
     """A decoder's shape.
 
     frequency: float32 [n], the rotary angle per position of each of a head's first n pairs; magnitude: what rotated
-    pairs are multiplied by. n_ctx: positions for which frequencies hold and attention sees all before them: a sliding
-    window ends it.
+    pairs are multiplied by. n_ctx: positions for which frequencies hold. windows: how many positions each layer's
+    attention sees, 0: all.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # what a configuration means that is silent
@@ -50,6 +55,7 @@ class Config:
     intermediate: int
     vocab: int
     n_ctx: int
+    windows: tuple[int, ...]
     eps: float
     activation: str
     frequency: np.ndarray
@@ -64,10 +70,10 @@ class Config:
         Raises CorruptModelError for values that make no model, UnsupportedModelError for ones lutra cannot run.
         """
         config = cls.DEFAULTS | config
-        heads = _size(config, "num_attention_heads")
-        kv_heads = _size(config, "num_key_value_heads", heads)
-        hidden = _size(config, "hidden_size")
-        head_dim = _size(config, "head_dim", hidden // heads)
+        heads = size(config, "num_attention_heads")
+        kv_heads = size(config, "num_key_value_heads", heads)
+        hidden = size(config, "hidden_size")
+        head_dim = size(config, "head_dim", hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise CorruptModelError(f"{heads} heads of {head_dim} cannot share {kv_heads} key-value heads")
         if head_dim > HEAD_DIM:
@@ -75,19 +81,19 @@ class Config:
         activation = config.get("hidden_act", "silu")
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
-        n_ctx = _size(config, "max_position_embeddings", 2048)
-        if config.get("sliding_window") and config.get("use_sliding_window", True):
-            n_ctx = min(n_ctx, _size(config, "sliding_window"))
+        n_ctx = size(config, "max_position_embeddings", 2048)
+        layers = size(config, "num_hidden_layers")
         rope = rope_of(config, head_dim)
         return cls(
-            layers=_size(config, "num_hidden_layers"),
+            layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate=_size(config, "intermediate_size"),
-            vocab=_size(config, "vocab_size"),
+            intermediate=size(config, "intermediate_size"),
+            vocab=size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
+            windows=_windows(config, layers),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=activation,
             frequency=rope.frequency,
@@ -114,12 +120,32 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+def size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A number of things that the configuration gives. CorruptModelError for anything else."""
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise CorruptModelError(f"config.json: {key} is {value!r}, which is no size")
     return value
+
+
+def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
+    """Each layer's sliding window. Those that have one are listed, come by a pattern, or begin with a certain layer."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    window = size(config, "sliding_window") if window else 0
+    if (kinds := config.get("layer_types")) is None:
+        if (every := config.get("sliding_window_pattern")) is not None:
+            every = size(config, "sliding_window_pattern")
+            return tuple(window if (i + 1) % every else 0 for i in range(layers))
+        first = size(config, "max_window_layers") if config.get("max_window_layers") else 0
+        return tuple(window if i >= first else 0 for i in range(layers))
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
+    if unknown := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
+        raise UnsupportedModelError(f"lutra has no layers of type {unknown[0]!r:.40}")
+    if not window and "sliding_attention" in kinds:
+        raise CorruptModelError("config.json: layer_types has windows, but no sliding_window says how wide they are")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def factor(config: dict[str, Any], key: str, default: float = 1.0) -> float:
@@ -208,7 +234,7 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
         raise ValueError(f"{len(short)} factors for {len(frequency)} pairs")
     longest = int(config["max_position_embeddings"])
     original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    original = _size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
+    original = size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
     factor = longest / original if original < longest else float(scaling.get("factor") or 1.0)
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
@@ -216,8 +242,17 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
     return Rope(frequency / short, float(magnitude), original)
 
 
+def _factored_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Rope:
+    """A factor per pair, as GGUF files keep what llama3's scaling makes."""
+    factors = np.array(scaling["factors"], np.float32)
+    if factors.shape != frequency.shape or not (factors > 0).all():
+        raise ValueError(f"{factors.size} factors for {len(frequency)} pairs")
+    return Rope(frequency / factors)
+
+
 _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
     "default": lambda frequency, scaling, config: Rope(frequency),
+    "factors": _factored_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,
     "yarn": _yarn_rope,
@@ -225,10 +260,21 @@ _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] 
 }
 
 
-def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int, norms: Sequence[np.ndarray] = ()) -> Any:
+def attend(
+    c: Config,
+    qkv: Any,
+    angles: Any,
+    state: Any,
+    layer: int,
+    norms: Sequence[np.ndarray] = (),
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Any:
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
-    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated.
+    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated. scale: of scores;
+    None: head_dim ** -0.5. cap: as ops.attention's.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms:
@@ -237,11 +283,20 @@ def attend(c: Config, qkv: Any, angles: Any, state: Any, layer: int, norms: Sequ
     k = ops.rope(k, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
-        q, state, layer=layer, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, scale=c.head_dim**-0.5
+        q,
+        state,
+        layer=layer,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        window=c.windows[layer],
+        scale=c.head_dim**-0.5 if scale is None else scale,
+        cap=cap,
     )
 
 
 def gated(c: Config, gate_up: Any) -> Any:
     """activation(gate) * up; gate_up: [rows, gate | up]."""
-    gate, up = ops.split(gate_up, c.intermediate, c.intermediate)
+    width = gate_up.shape[1] // 2
+    gate, up = ops.split(gate_up, width, width)
     return ACTIVATIONS[c.activation](gate, up)

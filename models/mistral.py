@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): Llama, with contexts as long as its sliding window, if it has one."""
+"""Mistral (Jiang et al. 2023): Llama, with a sliding window in every layer, if it has one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lutra.models import blocks, llama
 NAMES = llama.NAMES
 shapes = llama.shapes
 forward = llama.forward
-TINY = llama.TINY | {"model_type": "mistral", "sliding_window": 48}
+TINY = llama.TINY | {"model_type": "mistral", "sliding_window": 7}
 
 
 class Config(blocks.Config):

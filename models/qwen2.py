@@ -13,6 +13,10 @@ TINY = llama.TINY | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddi
 
 
 class Config(blocks.Config):
-    """Qwen2's: no window unless it is asked for."""
+    """Qwen2's: no window unless it is asked for, and none in the first layers."""
 
-    DEFAULTS: ClassVar[dict[str, Any]] = {"use_sliding_window": False}
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
@@ -15,18 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from lutra import native
 from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Packed, Planes, Stacked, rows, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, experts, rows, to_float32
 
 __all__ = [
     "VERSION",
+    "Experts",
     "Planned",
     "Weight",
     "by_layer",
     "header_of",
+    "is_kept",
+    "names_of",
     "pack_roles",
     "plan_roles",
     "read_packed",
@@ -36,14 +41,39 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
+# The arrays of matrices of a kind, and which of their dimensions is that of rows.
+ROWS: dict[type, dict[str, int]] = {
+    Codebook: {"codes": 0, "scale": 0, "own": 0},
+    Nested: {"codes": 0, "scale": 1, "unit": 1},
+    Planes: {"bits": 1, "scale": 1, "offset": 0},
+}
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
+
+
+class Experts(tuple[tuple[str, ...], ...]):
+    """Among NAMES: for every expert, the tensors whose rows make up its matrix."""
+
+
+Names = Mapping[str, "tuple[str, ...] | Experts"]
+
+
+def names_of(arch: ModuleType, config: Any) -> Names:
+    """An architecture's NAMES: a table, or names(config) where the configuration decides them."""
+    names: Names = arch.names(config) if hasattr(arch, "names") else arch.NAMES
+    return names
+
+
+def is_kept(role: str) -> bool:
+    """Whether a matrix is not among those that are quantized: embedding, output, and what chooses experts."""
+    return role in ("embed", "head") or role.endswith(".router")
 
 
 @dataclass(frozen=True)
 class Planned:
     """A role's weight before it is packed: all that headers alone tell.
 
-    stems: the tensors whose rows it joins. format: that of a matrix; None for a vector, which stays float32.
+    stems: the tensors whose rows it joins. format: that of a matrix; None for a vector, which stays float32. each:
+    every expert's matrix, for a weight of experts.
     """
 
     role: str
@@ -51,6 +81,7 @@ class Planned:
     shape: tuple[int, ...]
     format: str | None
     biased: bool
+    each: tuple[Planned, ...] = ()
 
     def parts(self) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The tensors that store it in a packed file: name -> (dtype, shape)."""
@@ -73,6 +104,8 @@ class Planned:
 
     def pack(self, checkpoint: Checkpoint) -> Weight:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
+        if self.each:
+            return experts.stacked((p.pack(checkpoint) for p in self.each), len(self.each))  # type: ignore[misc]
         weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
         if self.format is None:
             return np.concatenate([to_float32(w) for w in weights])
@@ -87,7 +120,7 @@ class Planned:
 
 def plan_roles(
     checkpoint: Checkpoint,
-    names: dict[str, tuple[str, ...]],
+    names: Names,
     layers: int,
     embed: str | None = None,
     ternary: str | None = None,
@@ -97,15 +130,16 @@ def plan_roles(
 
     embed: a format for the embedding and output matrices; None keeps what the checkpoint has, as all others do.
     ternary: a format for ternary matrices; None: the one that this CPU runs best.
-    others: a format for all matrices but embedding and output; it may lose something.
+    others: a format for all matrices but those that are kept (is_kept); it may lose something.
     A missing head is the embedding (tied); it is not given again. Raises CorruptModelError for tensors that are
     missing or do not fit together, UnsupportedModelError for tensors that no role asks for.
     """
     roles = list(_expand(names, layers))
-    _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in stems})
+    _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in _flat(stems)})
     tied = checkpoint.config.get("tie_word_embeddings")
+    kept = {"embed": embed, "head": embed}
     return [
-        _planned(checkpoint, role, stems, embed if role in ("embed", "head") else others, ternary or formats.ternary())
+        _planned(checkpoint, role, stems, kept.get(role) if is_kept(role) else others, ternary or formats.ternary())
         for role, stems in roles
         if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
     ]
@@ -118,7 +152,27 @@ def pack_roles(checkpoint: Checkpoint, planned: Iterable[Planned]) -> Iterator[t
         checkpoint.release()
 
 
-def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], format: str | None, ternary: str) -> Planned:
+def _flat(stems: tuple[str, ...] | Experts) -> tuple[str, ...]:
+    return tuple(stem for own in stems for stem in own) if isinstance(stems, Experts) else stems
+
+
+def _planned_experts(checkpoint: Checkpoint, role: str, stems: Experts, format: str | None, ternary: str) -> Planned:
+    each = tuple(_planned(checkpoint, role, own, format, ternary) for own in stems)
+    first = each[0]
+    if len({p.shape for p in each}) > 1 or first.format is None:
+        raise CorruptModelError(f"{role}: the experts have no matrices of one shape")
+    if len({p.format for p in each}) > 1 or any(p.biased for p in each):
+        raise UnsupportedModelError(f"{role}: lutra runs experts of one format, and without biases")
+    return Planned(
+        role, _flat(stems), (len(each), *first.shape), experts.name_of(first.format, role), biased=False, each=each
+    )
+
+
+def _planned(
+    checkpoint: Checkpoint, role: str, stems: tuple[str, ...] | Experts, format: str | None, ternary: str
+) -> Planned:
+    if isinstance(stems, Experts):
+        return _planned_experts(checkpoint, role, stems, format, ternary)
     tensors = [f"{stem}.weight" for stem in stems]
     for name in tensors:
         _require(checkpoint, name)
@@ -134,7 +188,10 @@ def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], format: 
     if format:
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
-    return Planned(role, stems, shape, _format_of(dtypes, shapes, ternary), biased)
+    format = _format_of(dtypes, shapes, ternary)
+    if role == "embed" and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+        format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
+    return Planned(role, stems, shape, format, biased)
 
 
 def _format_of(dtypes: list[str], shapes: list[tuple[int, ...]], ternary: str) -> str:
@@ -148,10 +205,16 @@ def _format_of(dtypes: list[str], shapes: list[tuple[int, ...]], ternary: str) -
     return rows.name_of([(shape[0], format) for shape, format in zip(shapes, each, strict=True)])
 
 
-def _expand(names: dict[str, tuple[str, ...]], layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _expand(names: Names, layers: int) -> Iterator[tuple[str, Any]]:
     for role, stems in names.items():
         for layer in range(layers) if "{}" in role else (0,):
-            yield role.format(layer), tuple(stem.format(layer) for stem in stems)
+            yield role.format(layer), _formatted(stems, layer)
+
+
+def _formatted(stems: Any, layer: int) -> Any:
+    if isinstance(stems, str):
+        return stems.format(layer)
+    return type(stems)(_formatted(stem, layer) for stem in stems)
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
@@ -188,8 +251,9 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
-    if all(isinstance(w, Planes) for w in weights):
-        return _join_planes(weights)  # type: ignore[arg-type]
+    for kind, arrays in ROWS.items():
+        if all(isinstance(w, kind) for w in weights):
+            return _join_arrays(weights, arrays)
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
@@ -204,10 +268,10 @@ def _join_coded(weights: list[Coded]) -> Coded:
     return Coded(codes, scale, zero, weights[0].group)
 
 
-def _join_planes(weights: list[Planes]) -> Planes:
-    offsets = [w.offset for w in weights if w.offset is not None]
-    bits, scale = (np.concatenate([getattr(w, name) for w in weights], axis=1) for name in ("bits", "scale"))
-    return replace(weights[0], bits=bits, scale=scale, offset=np.concatenate(offsets) if offsets else None)
+def _join_arrays(weights: list[Any], arrays: dict[str, int]) -> Any:
+    parts = {name: [getattr(w, name) for w in weights] for name in arrays}
+    joined = {name: np.concatenate(some, arrays[name]) for name, some in parts.items() if some[0] is not None}
+    return replace(weights[0], **joined)
 
 
 def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:
@@ -229,7 +293,9 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
     try:
         header = json.loads(checkpoint.metadata["lutra"])
         version, table = header["version"], header["matrices"]
-        shapes = {role: (str(m["format"]), (int(m["shape"][0]), int(m["shape"][1]))) for role, m in table.items()}
+        shapes = {role: (str(m["format"]), tuple(int(n) for n in m["shape"])) for role, m in table.items()}
+        if not all(len(shape) in (2, 3) and min(shape) >= 0 for _, shape in shapes.values()):
+            raise ValueError("a weight of a shape that no matrix has")
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise CorruptModelError(f"{checkpoint.path} does not say how it is packed ({error!r})") from None
     if version != VERSION:
@@ -246,7 +312,7 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
     return weights
 
 
-def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[int, int]) -> Packed:
+def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[int, ...]) -> Packed:
     layout = formats.codec(format).layout(*shape)
     for part in layout:
         _require(checkpoint, f"{role}.{part}")
@@ -269,7 +335,8 @@ def by_layer(weights: Mapping[str, Weight | Planned], arch: ModuleType, config: 
             if weight is None or tuple(weight.shape) != shape:
                 found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
                 raise CorruptModelError(f"{role} {found}; the configuration says {shape}")
-            setattr(space.layers[layer] if "{}" in pattern else space, pattern.rpartition(".")[2], weight)
+            place = re.fullmatch(r"layers\.(\d+)\.(.*)", role)
+            setattr(space.layers[int(place[1])] if place else space, place[2] if place else role, weight)
     if not hasattr(space, "head"):
         space.head = space.embed
     return space

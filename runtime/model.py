@@ -85,7 +85,7 @@ class Model:
         if checkpoint.kind == "lutra":
             weights = weights_of.read_packed(checkpoint)
         else:
-            planned = weights_of.plan_roles(checkpoint, arch.NAMES, config.layers)
+            planned = weights_of.plan_roles(checkpoint, weights_of.names_of(arch, config), config.layers)
             nbytes = sum(p.nbytes for p in planned if not p.mapped)
             memory.require(nbytes, "packing this model", "convert it: a converted model is mapped, not packed")
             weights = dict(weights_of.pack_roles(checkpoint, planned))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -23,7 +23,11 @@ __all__ = [
     "attention",
     "concat",
     "embed",
+    "experts",
+    "gather",
+    "gelu_tanh_mul",
     "kv_append",
+    "line_up",
     "linear",
     "peak",
     "quantize",
@@ -31,10 +35,13 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_angles",
+    "route",
     "scale",
     "scale_columns",
     "silu_mul",
+    "soft_cap",
     "split",
+    "spread",
     "stream",
     "tail",
     "take_columns",
@@ -165,6 +172,9 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
     if isinstance(matrix, Coded):
         zero = 0 if matrix.zero is None else matrix.zero[:, own]
         return [(matrix.codes[:, columns], matrix.scale[:, own], zero, None)]
+    if isinstance(matrix, Nested):
+        scale, *offset = matrix.scales[:, :, own]
+        return [(matrix.codes[:, columns], scale, 0, *(offset or [None]))]
     if isinstance(matrix, Codebook):
         return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scale[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
@@ -178,6 +188,81 @@ def _linear(x: Array, weight: Packed) -> Array:
     if isinstance(matrix, Coded):
         return (x @ matrix.codes.T.astype(f32)) * matrix.scale[:, 0]
     return x @ matrix.T
+
+
+@op(lambda logits, *, k, normalize: [(k, np.int32), (k, f32)])
+def route(logits: Array, *, k: int, normalize: bool) -> Array:
+    """The k largest of each row's logits, largest first, ties by lower index: which, and their shares of the softmax.
+
+    Returns int32 and float32 [rows, k]. normalize: shares of the softmax of these k alone.
+    """
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int32)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share = np.take_along_axis(powers, chosen, axis=1)
+    return chosen, share / (share if normalize else powers).sum(axis=1, keepdims=True)
+
+
+@op(lambda chosen, **_: [(chosen.shape[1], np.int32)], local=False)
+def line_up(chosen: Array, *, experts: int) -> Array:
+    """Where each of all rows' choices comes in the order of experts, those of the same one in the order of rows.
+
+    chosen: int32 [rows, k], each < experts. Returns int32 [rows, k].
+    """
+    place = np.empty(chosen.size, np.int32)
+    place[np.argsort(chosen, axis=None, kind="stable")] = np.arange(chosen.size, dtype=np.int32)
+    return place.reshape(chosen.shape)
+
+
+@op(lambda x, place: [(x.shape[1], f32)], local=False, times=lambda x, place: place.shape[1])
+def spread(x: Array, place: Array) -> Array:
+    """A copy of each row in all of its places. place: int32 [rows, k]. Returns [rows * k, columns]."""
+    y = np.empty((place.size, x.shape[1]), x.dtype)
+    y[place] = x[:, None]
+    return y
+
+
+def experts(x: Array, weight: Packed, chosen: Array) -> Array:
+    """linear(), every row with the expert's matrix that it chose.
+
+    x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
+    """
+    group = weight.codec.ACT_GROUP
+    if group is None:
+        return _experts(x, weight, chosen)
+    return _experts_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, chosen, group=group)
+
+
+def _experts_out(*args: Any, **_: Any) -> list[tuple[int, Any]]:
+    return [(args[-2].shape[1], f32)]
+
+
+def _choices(*args: Any) -> int:
+    return args[-1].shape[1]
+
+
+@op(_experts_out, name="linear", suffix=_format_suffix, local=False, times=_choices)
+def _experts_int8(codes: Array, scale: Array, sum: Array, weight: Packed, chosen: Array, *, group: int) -> Array:
+    def one(rows: Any, expert: Packed) -> Array:
+        return _linear_int8(codes[rows], scale[rows], sum[rows], expert, group=group)
+
+    return _by_expert(weight, chosen, one)
+
+
+@op(_experts_out, name="linear", suffix=_format_suffix, local=False, times=_choices)
+def _experts(x: Array, weight: Packed, chosen: Array) -> Array:
+    return _by_expert(weight, chosen, lambda rows, expert: _linear(x[rows], expert))
+
+
+def _by_expert(weight: Packed, chosen: Array, one: Any) -> Array:
+    stops = np.cumsum(np.bincount(chosen.ravel(), minlength=len(weight.experts)))
+    each = zip(np.r_[0, stops[:-1]], stops, weight.experts, strict=True)
+    return np.concatenate([one(slice(begin, end), expert) for begin, end, expert in each if begin < end])
+
+
+@op(lambda x, place, share: [(x.shape[1], f32)], local=False, times=lambda *_: 1)
+def gather(x: Array, place: Array, share: Array) -> Array:
+    """The sum of the rows of x at a row's places, each times its share. place, share: [rows, k]."""
+    return np.einsum("rkc,rk->rc", x[place], share)
 
 
 @op(_like)
@@ -229,6 +314,20 @@ def relu2_mul(gate: Array, up: Array) -> Array:
     return np.maximum(gate, 0) ** 2 * up
 
 
+@op(_like)
+def gelu_tanh_mul(gate: Array, up: Array) -> Array:
+    """gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
+    with np.errstate(over="ignore"):
+        inner = gate + f32(0.044715) * gate**3
+        return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
+
+
+@op(_like)
+def soft_cap(x: Array, *, cap: float) -> Array:
+    """cap * tanh(x / cap): the values bent towards -cap..cap (Gemma 2, 2024)."""
+    return f32(cap) * np.tanh(x / f32(cap))
+
+
 def split(x: Array, *widths: int) -> list[Array]:
     """x's columns in consecutive ranges of these widths, as views."""
     stops = np.cumsum(widths)
@@ -273,12 +372,28 @@ def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head
 
 
 @op(lambda q, *_, **__: [(q.shape[1], f32)], suffix=_kv_suffix, local=False)
-def attention(q: Array, state: Any, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float) -> Array:
-    """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups."""
+def attention(
+    q: Array,
+    state: Any,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int,
+    scale: float,
+    cap: float,
+) -> Array:
+    """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups.
+
+    window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
+    """
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
     scores = np.einsum("qhd,phd->hqp", q.reshape(len(q), heads, head_dim), keys) * f32(scale)
-    seen = np.arange(len(keys)) <= state.pos + np.arange(len(q))[:, None]
-    scores = np.where(seen, scores, -np.inf)
+    if cap:
+        scores = soft_cap(scores, cap=cap)
+    behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
+    scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("hqp,phd->qhd", weights, values).reshape(q.shape)

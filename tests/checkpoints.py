@@ -69,6 +69,40 @@ def dense(
     return reference(folder)
 
 
+def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """A mixture of experts; its router, too, decides."""
+    settings = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "eos_token_id": None, **config}
+    return dense(folder, name, dtype, initializer_range=0.1, **settings)
+
+
+def gemma(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """ "Gemma2" or the text part of "Gemma3". Norms' weights begin with 0, and so here lie around it."""
+    settings = {"head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": None, **SHAPE, **config}
+    if name == "Gemma3":
+        classes = transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig
+    else:
+        classes = transformers.Gemma2ForCausalLM, transformers.Gemma2Config
+    model = randomized(classes[0], classes[1](**settings), seed)
+    for parameter_name, parameter in model.named_parameters():
+        if "norm" in parameter_name:
+            parameter.data -= 1
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
+def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
+    """Gemma 3 with the configuration of its releases: a pattern for windows, two thetas at the top level."""
+    model = gemma(folder, "Gemma3", sliding_window=5, num_hidden_layers=6)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["layer_types"], settings["rope_parameters"], settings["tie_word_embeddings"]
+    settings |= {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None}
+    path.write_text(json.dumps(settings))
+    return model
+
+
 def minicpm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """MiniCPM, which transformers lacks; the reference is a Llama with the three factors in its weights."""
     factors = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 16}

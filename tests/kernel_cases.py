@@ -16,7 +16,7 @@ import numpy as np
 
 from lutra.runtime import formats, ops
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Packed, Planes
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes
 
 Rng = np.random.Generator
 f32 = np.float32
@@ -214,6 +214,30 @@ def relu2_mul(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.relu2_mul, (Rows(gate), Rows(up)), bound=bound)
 
 
+@register("gelu_tanh_mul")
+def gelu_tanh_mul(rng: Rng) -> Iterator[Case]:
+    edges = np.array([0, -0.0, 0.5, -0.5, 3, -3, 9.9, -9.9, 10.1, -10.1, 1e13, -1e13, 1e-45], f32)
+    edges = np.tile(edges, (3, 1))
+    for kind, n, cols in [*grids(rng), ("edges", *edges.shape)]:
+        gate = edges if kind == "edges" else KINDS[kind](rng, n, cols)
+        up = normal(rng, n, cols)
+        y, x = reference(ops.gelu_tanh_mul, gate, up), np.abs(gate.astype(float))
+        # As silu_mul, of an exponent that is off by 6 roundings: those are its own size times as much in e^x.
+        exponent = np.minimum(1.6 * (x + 0.0448 * x**3), 89)
+        bound = (8 + 6 * exponent) * EPS * np.abs(y) + 6.1e-39 * x * np.abs(up) + (1 + np.abs(up)) * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.gelu_tanh_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+@register("soft_cap")
+def soft_cap(rng: Rng) -> Iterator[Case]:
+    near = np.tile(np.concatenate([s * np.geomspace(1e-6, 400, 333) for s in (1, -1)]).astype(f32), (2, 1))
+    for i, (kind, n, cols) in enumerate([*grids(rng), ("near", *near.shape)]):
+        x, cap = near if kind == "near" else KINDS[kind](rng, n, cols), (30.0, 50.0, 0.7)[i % 3]
+        # A quotient, e^x - 1 to 4 units, a sum, a quotient, a product. Less than 2^-126 may become 0 on the way.
+        bound = 12 * EPS * np.abs(reference(ops.soft_cap, x, cap=cap)) + 2 * cap * 2.0**-126
+        yield Case(f"{kind} {n} x {cols} to {cap}", ops.soft_cap, (Rows(x),), {"cap": cap}, bound)
+
+
 @register("quantize")
 def quantize(rng: Rng) -> Iterator[Case]:
     for group, least in ((0, 1e-5), (128, 1e-30), (32, 1e-30)):
@@ -262,6 +286,56 @@ def tail(rng: Rng) -> Iterator[Case]:
         yield Case(f"{n_outputs} of {n} x {cols}", ops.tail, (Rows(x), Session(n_outputs=n_outputs)))
 
 
+# Experts
+
+CHOICES = [(1, 1, 1), (1, 8, 3), (5, 8, 8), (13, 60, 4), (97, 128, 8), (193, 1024, 10)]  # rows, experts, choices
+
+
+@register("route")
+def route(rng: Rng) -> Iterator[Case]:
+    for i, (n, experts, k) in enumerate(CHOICES):
+        for kind in ("normal", "ties", "far"):
+            logits = {
+                "normal": normal(rng, n, experts),
+                "ties": rng.integers(0, 3, (n, experts)).astype(f32),
+                "far": 200 * normal(rng, n, experts),
+            }[kind]
+            attrs = {"k": k, "normalize": i % 2 == 0}
+            _, share = reference(ops.route, logits, **attrs)
+            # e^x of a rounded difference, a sum over lanes, a quotient; e^x ends at e^-87.
+            size = np.ptp(logits, axis=1, keepdims=True).clip(0, 90)
+            bound = (2 * size + experts / LANES + 12) * EPS * share + 1e-37
+            yield Case(f"{kind} {k} of {experts}, {n} rows", ops.route, (Rows(logits),), attrs, bound)
+
+
+def choices(rng: Rng, n: int, experts: int, k: int) -> np.ndarray:
+    return np.stack([rng.permutation(experts)[:k] for _ in range(n)]).astype(np.int32)
+
+
+@register("line_up")
+def line_up(rng: Rng) -> Iterator[Case]:
+    for n, experts, k in CHOICES:
+        chosen = choices(rng, n, experts, k)
+        yield Case(f"{n} rows, {k} of {experts}", ops.line_up, (Rows(chosen),), {"experts": experts})
+
+
+@register("spread")
+def spread(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        yield Case(f"{n} x {cols} to {k} places", ops.spread, (Rows(mixed(rng, n, cols)), Rows(place)))
+
+
+@register("gather")
+def gather(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        x, share = mixed(rng, n * k, cols), rng.random((n, k)).astype(f32)
+        args = (x, Rows(place), Rows(share))
+        bound = (k + 1) * (EPS * reference(ops.gather, np.abs(x), *args[1:]) + TINY)
+        yield Case(f"{k} places to {n} x {cols}", ops.gather, args, bound=bound)
+
+
 # Matrices
 
 
@@ -286,6 +360,8 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
         return formats.pack(planes(rng, codec, rows, cols, kind), format)
     if codec.KERNEL in ("c3", "c4"):
         return formats.pack(codebook(rng, getattr(codec, "_FORMAT", codec), rows, cols, kind), format)
+    if hasattr(codec, "block"):
+        return formats.pack(nested(rng, codec, rows, cols, kind), format)
     levels = 0 if codec.accepts(TERNARY) and codec.ACT_GROUP == 0 else 1 << codec.bits
     least, most = (0, levels - 1) if levels else (-1, 1)
     codes = rng.integers(least, most + 1, (rows, cols))
@@ -299,6 +375,17 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
         zero = rng.integers(0, 2 * levels + 1, shape) / 2 if codec.zeros else np.full(shape, (levels - 1) / 2)
         zero = zero.astype(f32)
     return formats.pack(Coded(codes.astype(np.uint8 if levels else np.int8), scale.astype(f32), zero, group), format)
+
+
+def nested(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Nested:
+    least = 0 if codec.offsets else -(1 << codec.bits - 1)
+    most = least + (1 << codec.bits) - 1
+    codes = rng.integers(least, most + 1, (rows, cols)).astype(np.uint8 if codec.offsets else np.int8)
+    if kind == "extremes":
+        codes[:] = rng.choice([least, most], (rows, 1))
+    scale = rng.integers(-128, 128, (1 + codec.offsets, rows, -(-cols // codec.ACT_GROUP)), dtype=np.int8)
+    unit = normal(rng, len(scale) * rows, -(-cols // codec.block)).astype(np.float16).astype(f32)
+    return Nested(codes, scale, unit.reshape(len(scale), rows, -1), codec.ACT_GROUP, codec.block)
 
 
 def codebook(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Codebook:
@@ -322,6 +409,7 @@ def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
 def variants(format: str) -> list[str]:
     """The formats of a family, or the one there is."""
     suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128", "3g128z", "4g128"]
+    suffixes += ["g16s256", "g16s64", "g16s256m", "g32s256m", "g32s32m"]
     suffixes = [suffix for suffix in suffixes if FAMILIES.get(format, lambda _: None)(suffix)]
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
@@ -404,6 +492,10 @@ def magnitudes(matrix: Any) -> np.ndarray:
         largest = np.abs(matrix.looked_up).max(initial=0) + np.nanmax(np.abs(matrix.values))
         values = np.full_like(matrix.values, 3 * largest)
         return formats.to_float32(replace(matrix, values=values, scale=np.abs(matrix.scale), own=None))
+    if isinstance(matrix, Nested):
+        own = np.arange(matrix.shape[1]) // matrix.group
+        scale, *offset = np.abs(matrix.scales[:, :, own])
+        return np.abs(matrix.codes.astype(f32)) * scale + sum(offset)
     offset = None if matrix.offset is None else np.abs(matrix.offset)
     return formats.to_float32(
         replace(matrix, bits=np.ones_like(matrix.bits), scale=np.abs(matrix.scale), zero=0.0, offset=offset)
@@ -478,13 +570,16 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         keys, values = (stored(kv_type, normal(rng, pos + n, kv_heads, head_dim)) for _ in "kv")
         attrs = {"layer": int(rng.integers(3)), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         attrs["scale"] = head_dim**-0.5
+        attrs["window"] = (0, 1, 5, 64, 0, 70, 255)[i % 7]
+        attrs["cap"] = (0.0, 0.0, 0.0, 2.5)[i % 4]
         args = (Rows(q), Session(kv_type, pos, 1, keys, values))
-        bound = attention_bound(q, keys, values, heads, attrs["scale"], KV_TYPES[kv_type].bits > 0)
-        yield Case(f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}", ops.attention, args, attrs, bound)
+        bound = attention_bound(q, keys, values, heads, attrs, KV_TYPES[kv_type].bits > 0)
+        label = f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}, window {attrs['window']}, cap {attrs['cap']}"
+        yield Case(label, ops.attention, args, attrs, bound)
 
 
 def attention_bound(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, scale: float, integer: bool
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, attrs: dict[str, Any], integer: bool
 ) -> np.ndarray:
     """A score is off by a rounding for each of its products; a weight, e^(score - most), by that twice and those of
     e^x; then there is a sum over positions above and one below the line, rescaled once a tile.
@@ -492,15 +587,16 @@ def attention_bound(
     An integer cache rounds queries to half of 2^-13 of their largest number, and weights times scales to half of 2^-13
     of the largest in 64 positions: each position's value is off by that."""
     positions, kv_heads, head_dim = keys.shape
+    scale = attrs["scale"]
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
     x = np.abs(q.astype(float)).reshape(len(q), heads, head_dim)
     size = np.einsum("qhd,phd->hqp", x, k).max(axis=2) * scale
-    score = (head_dim + 3) * EPS * size
+    score = (head_dim + 3) * EPS * size + 12 * EPS * attrs["cap"]  # capping makes no error larger
     rounded = 0
     if integer:
         step = 2.0**-14 * 1.01  # and the floats on the way
         score = score + step * scale * x.max(axis=2).T * k.sum(axis=2).max(axis=0)[:, None]
-        weight = attention_weights(q, keys, heads, scale)
+        weight = attention_weights(q, keys, heads, attrs)
         for at in range(0, positions, 64):
             some = weight[:, :, at : at + 64]
             most = v[at : at + 64].max(axis=(0, 2))[:, None]  # the largest code times the largest scale
@@ -512,11 +608,16 @@ def attention_bound(
     return bound.reshape(q.shape) + positions * TINY
 
 
-def attention_weights(q: np.ndarray, keys: np.ndarray, heads: int, scale: float) -> np.ndarray:
+def attention_weights(q: np.ndarray, keys: np.ndarray, heads: int, attrs: dict[str, Any]) -> np.ndarray:
     """Softmax of the scores: [heads, rows, positions]."""
     k = keys.astype(float).repeat(heads // keys.shape[1], axis=1)
-    scores = np.einsum("qhd,phd->hqp", q.astype(float).reshape(len(q), heads, -1), k) * scale
-    scores[:, ~np.tri(len(q), len(keys), len(keys) - len(q), dtype=bool)] = -np.inf
+    scores = np.einsum("qhd,phd->hqp", q.astype(float).reshape(len(q), heads, -1), k) * attrs["scale"]
+    if attrs["cap"]:
+        scores = attrs["cap"] * np.tanh(scores / attrs["cap"])
+    seen = np.tri(len(q), len(keys), len(keys) - len(q), dtype=bool)
+    if attrs["window"]:
+        seen &= ~np.tri(len(q), len(keys), len(keys) - len(q) - attrs["window"], dtype=bool)
+    scores[:, ~seen] = -np.inf
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     return weights / weights.sum(axis=2, keepdims=True)
 

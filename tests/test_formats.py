@@ -1,5 +1,7 @@
 """Formats: what is packed comes back, and what cannot be held is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from lutra.runtime.formats import (
     Codebook,
     Coded,
     Factored,
+    Nested,
     Planes,
     Stacked,
     littlebit,
@@ -88,7 +91,7 @@ def test_parts_must_be_what_the_format_lays_out():
         formats.codec("nothing")
 
 
-UNIFORM = {"b1": 1, "q2": 2, "q3": 3, "q4": 4, "q6": 6}
+UNIFORM = {"b1": 1, "q2": 2, "q3": 3, "q4": 4, "q5": 5, "q6": 6, "q8": 8}
 
 
 def uniform(format, rows, cols, seed):
@@ -111,6 +114,7 @@ def uniform(format, rows, cols, seed):
 )
 @settings(max_examples=150, deadline=None)
 def test_uniform_grids_return_every_matrix(base, suffix, rows, cols, seed):
+    suffix = suffix or ("z" if base == "q8" else "")  # q8 is another format
     matrix = uniform(base + suffix, rows, cols, seed)
     assert formats.codec(base + suffix).accepts(matrix)
     packed = formats.pack(matrix, base + suffix).check("x")
@@ -125,13 +129,38 @@ def test_uniform_grids_cost_their_bits():
     assert packed.nbytes * 8 / (64 * 1280) == 3 + 2 * 16 / 128
 
 
-@pytest.mark.parametrize("base", UNIFORM)
+@pytest.mark.parametrize("base", [*UNIFORM, "q8g32"])
 def test_signed_codes_are_shifted_onto_the_grid(base):
-    levels = 1 << UNIFORM[base]
+    levels = 1 << UNIFORM[base[:2]]
     signed = np.array([[-1, 1]]) if base == "b1" else np.arange(-levels // 2, levels // 2)[None]
     matrix = Coded(signed.astype(np.int8), np.full((1, 1), 0.25, np.float32))
     assert formats.codec(base).accepts(matrix)
     np.testing.assert_array_equal(to_float32(formats.pack(matrix, base).matrix), signed * 0.25)
+
+
+@pytest.mark.parametrize("format", ["q2g16s256m", "q4g16s256", "q4g32s32m", "q4g32s256m", "q5g32s256m", "q6g16s256"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 300), (40, 512)])
+def test_nested_grids_return_every_matrix(format, rows, cols):
+    codec, rng = formats.codec(format), np.random.default_rng(rows)
+    least = 0 if codec.offsets else -(1 << codec.bits - 1)
+    codes = rng.integers(least, least + (1 << codec.bits), (rows, cols)).astype(np.uint8 if codec.offsets else np.int8)
+    scale = rng.integers(-128, 128, (1 + codec.offsets, rows, -(-cols // codec.ACT_GROUP)), dtype=np.int8)
+    unit = rng.standard_normal((len(scale), rows, -(-cols // codec.block))).astype(np.float16).astype(np.float32)
+    matrix = Nested(codes, scale, unit, codec.ACT_GROUP, codec.block)
+    packed = formats.pack(matrix, format).check("x")
+    for name in ("codes", "scale", "unit"):
+        np.testing.assert_array_equal(getattr(packed.matrix, name), getattr(matrix, name))
+    np.testing.assert_array_equal(to_float32(packed.matrix[1:]), to_float32(matrix)[1:])
+    dense = codes * (np.repeat(unit[0], codec.block, 1)[:, :cols] * np.repeat(scale[0], codec.ACT_GROUP, 1)[:, :cols])
+    if codec.offsets:
+        dense += np.repeat(unit[1], codec.block, 1)[:, :cols] * np.repeat(scale[1], codec.ACT_GROUP, 1)[:, :cols]
+    np.testing.assert_array_equal(to_float32(matrix), dense)
+    x = rng.standard_normal((3, cols)).astype(np.float32)
+    assert np.abs(ops.linear(x, packed) - x @ dense.T).max() < 0.02 * np.linalg.norm(dense, axis=1).max() * cols**0.5
+    finer = replace(matrix, unit=np.nextafter(unit, np.float32(9)))
+    for wrong in (dense.astype(np.float32), finer):
+        with pytest.raises(ValueError, match="not the integers"):
+            formats.pack(wrong, format)
 
 
 def test_a_scale_per_row_is_repeated_per_group_and_wide_groups_split():
@@ -315,7 +344,9 @@ def test_fbi_is_what_the_paper_says():
         "bcq",
         "bcq9g32",
         "db",
-        "q5",
+        "q7",
+        "q4g24s256m",
+        "q4g32s48m",
         "q4g",
         "q4g100",
         "q4gz",

@@ -104,10 +104,10 @@ GPTQ = {
     "4 bits, symmetric": (dict(bits=4, sym=True), {"sym": True}, {"q4g32"}),
     "2 bits": (dict(bits=2, group=64, second=True), {"checkpoint_format": "gptq_v2"}, {"q2g64z", "q2z"}),
     "3 bits": (dict(bits=3, group=-1, index=False), {}, {"q3z"}),
-    "8 bits": (dict(bits=8), {}, {"nibblesg32z"}),
-    "8 bits, symmetric": (dict(bits=8, sym=True, group=-1), {}, {"nibbles"}),
+    "8 bits": (dict(bits=8), {}, {"q8g32z"}),
+    "8 bits, symmetric": (dict(bits=8, sym=True, group=-1), {}, {"q8z"}),
     "in order": (dict(bits=4, ordered=True), {"desc_act": True}, {"ordered-q4g32z"}),
-    "8 bits in order": (dict(bits=8, ordered=True, sym=True), {"desc_act": True}, {"ordered-nibblesg32"}),
+    "8 bits in order": (dict(bits=8, ordered=True, sym=True), {"desc_act": True}, {"ordered-q8g32"}),
 }
 
 
@@ -166,7 +166,7 @@ def test_matrices_of_one_gptq_model_may_differ(tmp_path, low_bit):
         return (eight if len(widths) % 7 == 3 else four)(w, rng)
 
     said = low_bit.gptq_settings(dynamic={r"+:.*\.v_proj": {"bits": 8}})
-    assert agrees(tmp_path, low_bit.quantized(tmp_path, quantize, said), "gptq") == {"q4g32z", "nibblesg32z"}
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, quantize, said), "gptq") == {"q4g32z", "q8g32z"}
 
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -463,7 +463,7 @@ def test_gptqmodel_unpacks_awq_alike(low_bit):
 COMPRESSED = {
     "4 bits": (dict(), {"q4g32"}),
     "4 bits, asymmetric": (dict(sym=False, group=64), {"q4g64z", "q4z"}),
-    "8 bits, by rows": (dict(bits=8, group=-1), {"nibbles"}),
+    "8 bits, by rows": (dict(bits=8, group=-1), {"q8z"}),
     "3 bits": (dict(bits=3), {"q3g32"}),
     "in order": (dict(sym=False, ordered=True), {"ordered-q4g32z"}),
 }

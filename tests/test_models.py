@@ -94,6 +94,11 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
         ({"sliding_window": -1}, CorruptModelError),
+        ({"sliding_window": 5, "max_window_layers": "1"}, CorruptModelError),
+        ({"sliding_window": 5, "sliding_window_pattern": 0}, CorruptModelError),
+        ({"sliding_window": 5, "layer_types": ["sliding_attention"]}, CorruptModelError),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, CorruptModelError),
+        ({"layer_types": ["full_attention", "linear_attention"]}, UnsupportedModelError),
         *[({"partial_rotary_factor": share}, CorruptModelError) for share in (1.5, 0, 0.01, 0.2, "all")],
         (
             {
@@ -106,7 +111,8 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
         ({"hidden_size": -64}, CorruptModelError),
         ({"hidden_size": 1 << 40}, CorruptModelError),
         ({"hidden_size": "64"}, CorruptModelError),
-        ({"num_attention_heads": 3}, CorruptModelError),
+        ({"hidden_size": None}, CorruptModelError),
+        *[({"num_attention_heads": heads}, CorruptModelError) for heads in (3, 0, "4")],
         ({"num_key_value_heads": True}, CorruptModelError),
         ({"vocab_size": None}, CorruptModelError),
     ],
@@ -167,7 +173,46 @@ def _recipes():
         "qwen3": lambda f: c.dense(f, "Qwen3", head_dim=24),
         "qwen3-bias": lambda f: c.dense(f, "Qwen3", attention_bias=True, tie_word_embeddings=True),
         "mistral": lambda f: c.dense(f, "Mistral", sliding_window=None),
-        "mistral-window": lambda f: c.dense(f, "Mistral", sliding_window=64),
+        "mistral-window": lambda f: c.dense(f, "Mistral", sliding_window=5),
+        "qwen2-window": lambda f: c.dense(
+            f, "Qwen2", use_sliding_window=True, sliding_window=7, max_window_layers=1, num_hidden_layers=3
+        ),
+        "phi3-window": lambda f: c.dense(f, "Phi3", sliding_window=3),
+        "gemma2": lambda f: c.gemma(f, "Gemma2", sliding_window=5, query_pre_attn_scalar=20),
+        "gemma2-bf16": lambda f: c.gemma(
+            f, "Gemma2", torch.bfloat16, head_dim=24, sliding_window=1, attn_logit_softcapping=0.5
+        ),
+        "gemma2-uncapped": lambda f: c.gemma(f, "Gemma2", attn_logit_softcapping=None, final_logit_softcapping=None),
+        "gemma3": lambda f: c.gemma(f, "Gemma3", sliding_window=5, num_hidden_layers=7),
+        "gemma3-untied": lambda f: c.gemma(
+            f,
+            "Gemma3",
+            num_key_value_heads=1,
+            head_dim=18,
+            attention_bias=True,
+            sliding_window=4,
+            layer_types=["full_attention", "sliding_attention"],
+            tie_word_embeddings=False,
+            final_logit_softcapping=0.5,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        ),
+        "qwen3-moe": lambda f: c.mixture(f, "Qwen3Moe"),
+        "qwen3-moe-mixed-bf16": lambda f: c.mixture(
+            f,
+            "Qwen3Moe",
+            torch.bfloat16,
+            num_hidden_layers=5,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            norm_topk_prob=True,
+            head_dim=24,
+            moe_intermediate_size=36,
+            num_experts=40,
+        ),
+        "gemma3-as-4": lambda f: c.gemma_of_transformers_4(f),
         "phi3": lambda f: c.dense(f, "Phi3"),
         "phi3-partial": lambda f: c.dense(f, "Phi3", hidden_size=128, partial_rotary_factor=0.75),
         "phi3-longrope": lambda f: c.dense(
@@ -190,6 +235,8 @@ NAMES = [
     *["llama-f32", "llama-bf16", "llama-f16", "llama-tied", "llama-mha", "llama-sharded", "llama-head-dim"],
     *["llama-bias", "llama3-rope", "linear-rope"],
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
+    *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
+    *["gemma3", "gemma3-untied", "gemma3-as-4", "qwen3-moe", "qwen3-moe-mixed-bf16"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
@@ -210,7 +257,10 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral-window", "phi3-longrope", "minicpm"])
+GREEDY = ["qwen2", "qwen3", "mistral-window", "phi3-longrope", "minicpm", "gemma2", "gemma3", "qwen3-moe"]
+
+
+@pytest.mark.parametrize("name", GREEDY)
 def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     reference = _recipes()[name](tmp_path)
     import torch

@@ -276,6 +276,32 @@ def test_turn_marks_inside_a_sentencepiece_model(tmp_path):
     assert mark in tokenizer.encode("a<end_of_turn>b", parse_special=True)
 
 
+def test_added_tokens_of_a_sentencepiece_model(tmp_path):
+    """One that is not special is matched in any text, one with ``rstrip`` swallows the whitespace after it."""
+    make_sentencepiece(tmp_path / "tokenizer.model")
+    added = {"330": {"content": "<think>", "special": False}, "331": {"content": "<|user|>", "rstrip": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    tokenizer = load_tokenizer(tmp_path)
+    otter = tokenizer.encode("otter", add_bos=False)
+    assert tokenizer.encode("otter<think>otter", add_bos=False) == [*otter, 330, *otter]
+    assert tokenizer.encode("<|user|> \n otter", False, parse_special=True) == [331, *otter]
+    assert 331 not in tokenizer.encode("<|user|>otter")
+    assert 331 in tokenizer.special_ids
+    assert 330 not in tokenizer.special_ids
+    assert tokenizer.decode([*otter, 330]) == "otter<think>"
+
+
+def test_longest_added_token_goes_first(tmp_path):
+    folder = make_sentencepiece(tmp_path / "tokenizer.model").parent
+    texts = ["<a>", "<a><b>", "<b>", "[^-]"]
+    (folder / "added_tokens.json").write_text(json.dumps({text: 330 + id for id, text in enumerate(texts)}))
+    tokenizer = load_tokenizer(folder)
+    for text, ids in {"<a><b><a><b": [331, 330], "<<a>>": [330], "[^-]^<b><a>": [333, 332, 330]}.items():
+        found = tokenizer.encode(text, False, parse_special=True)
+        assert [id for id in found if id >= 330] == ids
+        assert tokenizer.decode(found, skip_special=False).replace(" ", "") == text
+
+
 def test_added_tokens_outside_tokenizer_json(tmp_path):
     folder = make_byte_level(tmp_path)
     size = load_tokenizer(folder).vocab_size

@@ -21,7 +21,7 @@ from lutra.models import weights
 from lutra.models.loaders import Checkpoint
 from lutra.models.weights import Planned
 from lutra.runtime import formats
-from lutra.runtime.errors import LutraError
+from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.formats import Packed, to_float32
 from lutra.runtime.ops import State
 
@@ -66,6 +66,10 @@ def calibrate(
     The hessian is the mean of x x^T over all tokens: float64 [cols, cols]; None for a role to ``skip``. Raises
     LutraError if the model's forward() did not meet all of them.
     """
+    if any(planned.each for planned in wanted.values()):
+        raise UnsupportedModelError(
+            "lutra calibrates no experts: each sees few of a text's tokens", "use a method that needs no calibration"
+        )
     if not texts:
         raise LutraError("this method needs a text to calibrate with", "-f TEXT")
     crew = _Crew(len(texts))
@@ -79,7 +83,7 @@ def calibrate(
 
     space = {
         p.role: _Stop(p, crew, visit) if p.role in wanted else p.pack(checkpoint)
-        for p in weights.plan_roles(checkpoint, arch.NAMES, config.layers)
+        for p in weights.plan_roles(checkpoint, weights.names_of(arch, config), config.layers)
         if p.role != "head"
     }
     model = _by_layer(space, arch, config)

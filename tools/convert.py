@@ -147,10 +147,11 @@ def convert(
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
         embed = EMBED_TYPES[embed_type or "q8"] if embed_type or quantize else None
-        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed, ternary_type, quantize)
+        names = weights.names_of(arch, config)
+        plan = weights.plan_roles(checkpoint, names, config.layers, embed, ternary_type, quantize)
         weights.by_layer({p.role: p for p in plan}, arch, config)  # refuses shapes that the configuration does not mean
         made, trouble = _made_files(checkpoint)
-        lossy = [p for p in plan if p.format and p.role not in ("embed", "head")] if quantize else []
+        lossy = [p for p in plan if p.format and not weights.is_kept(p.role)] if quantize else []
         counter = _Counter(plan, progress)
         if dst is not None and how is None:
             with _appearing(dst, force) as folder:

@@ -151,7 +151,7 @@ def describe(path: str | os.PathLike[str], *, n_ctx: int | None = None, kv_type:
 def _roles(checkpoint: Checkpoint, arch: ModuleType, config: Any) -> Mapping[str, weights.Weight | Planned]:
     if checkpoint.kind == "lutra":
         return weights.read_packed(checkpoint)
-    return {p.role: p for p in weights.plan_roles(checkpoint, arch.NAMES, config.layers)}
+    return {p.role: p for p in weights.plan_roles(checkpoint, weights.names_of(arch, config), config.layers)}
 
 
 def _grouped(
@@ -164,7 +164,8 @@ def _grouped(
             weight = found[pattern.format(layer)]
             format = "f32" if isinstance(weight, np.ndarray) else weight.format or "f32"
             stored = _stored(checkpoint, weight) if isinstance(weight, Planned) else format
-            each.append((pattern, tuple(weight.shape), stored, format, _nbytes(weight)))
+            role = re.sub(r"(?<=\.)\d+(?=\.)", "{}", pattern)
+            each.append((role, tuple(weight.shape), stored, format, _nbytes(weight)))
     return _counted(each)
 
 
@@ -242,7 +243,7 @@ def _conventions(checkpoint: Checkpoint, config: Any, grouped: tuple[Weights, ..
     pairs = "neighbours (2j, 2j+1)" if c.get("rope_interleaved") else "halves (j, j + D/2)"
     kind = (c.get("rope_scaling") or {}).get("rope_type", "none")
     yield f"RoPE turns {pairs}, base {c.get('rope_theta', 10000.0):g}, scaling {kind}"
-    seen = dict.fromkeys(_activations(w.format) for w in grouped if "{}" in w.role and len(w.shape) == 2)
+    seen = dict.fromkeys(_activations(w.format) for w in grouped if "{}" in w.role and len(w.shape) > 1)
     yield f"layers see their activations as {' and '.join(seen)}"
 
 

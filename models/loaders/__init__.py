@@ -19,7 +19,7 @@ __all__ = ["BF16", "Checkpoint", "Entry", "dtype_name", "open_checkpoint", "to_f
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a Hugging Face directory, a directory that lutra wrote, or a llama2.c model.
+    """Open a Hugging Face directory, a directory that lutra wrote, a GGUF file or a llama2.c model.
 
     Only headers and configuration are read, and what decides a format: scales, zeros, some rows. Raises
     ModelNotFoundError where nothing lies at ``path``, UnsupportedModelError for a kind of checkpoint that lutra does
@@ -34,6 +34,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             return checkpoint
     refuse(path)
     raise UnsupportedModelError(
-        f"{path} is neither a Hugging Face model directory nor a llama2.c model",
-        "Give the directory that holds config.json and model.safetensors, or a llama2.c .bin file.",
+        f"{path} is neither a Hugging Face model directory nor a GGUF or llama2.c model",
+        "Give the directory that holds config.json and model.safetensors, a .gguf file, or a llama2.c .bin file.",
     )

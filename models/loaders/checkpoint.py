@@ -59,11 +59,11 @@ class Checkpoint:
 
     path: the directory or file it was opened from.
     kind: how its weights are stored: "dense", "bitnet", "1bitllm", "llama2c", "lutra", ...
-    config: the model's configuration under Hugging Face's names. ``model_type``, ``rope_theta``,
-        ``rope_scaling`` (a dict with ``rope_type``, or None), ``torch_dtype`` and
-        ``tie_word_embeddings`` are always there, whichever layout the file had; so are
-        ``num_key_value_heads`` and ``head_dim`` where the model has heads. ``rope_interleaved`` is
-        true where RoPE turns neighbours (2j, 2j+1) instead of the halves (j, j+D/2).
+    config: the model's configuration under Hugging Face's names. ``model_type``, ``rope_scaling`` (a dict with
+        ``rope_type``, or None), ``torch_dtype`` and ``tie_word_embeddings`` are always there, whichever
+        layout the file had. Keys of ours: ``rope_interleaved`` is true where RoPE turns neighbours
+        (2j, 2j+1) instead of the halves (j, j+D/2); ``norm_offset`` is what is added to Gemma's norms, 1
+        unless a container has done it.
         A "lutra" checkpoint's configuration is left exactly as it is on disk.
     metadata: the strings a weight file carries about itself (safetensors ``__metadata__``).
     tokenizer_files: makes the tokenizer's files by name, such as "tokenizer.model", where they do not lie in ``path``

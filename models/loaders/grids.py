@@ -13,7 +13,6 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, Matrix, to_float32
-from lutra.runtime.formats.nibbles import halves
 
 __all__ = [
     "FLOATS",
@@ -133,11 +132,10 @@ class Grid:
         scale = self.scale()
         if not np.isfinite(scale).all():
             raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
-        if self.group and not (is_half(scale) and is_half(16 * scale if self.bits == 8 else scale)):
+        if self.group and not is_half(scale):
             return Entry("F32", self.shape, lambda: to_float32(self._matrix(kept)))
-        middle = (self.zero() == 1 << self.bits - 1).all()
-        base = "nibbles" if self.bits == 8 else f"q{self.bits}"
-        format = f"{base}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
+        middle = (self.zero() == 1 << self.bits - 1).all() and (kept or self.bits < 8)  # q8 is another format
+        format = f"q{self.bits}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
         return Entry(format if self.order is None else f"ordered-{format}", self.shape, lambda: self._matrix(kept))
 
     def _matrix(self, kept: int) -> Matrix:
@@ -146,5 +144,4 @@ class Grid:
             codes = np.ascontiguousarray(codes[:, self.order])
         matrix = Coded(codes, self.scale(), self.zero(), self.group)
         matrix = Coded(codes, *matrix.regrouped(kept), kept)
-        whole = halves(matrix) if self.bits == 8 else matrix
-        return whole if self.order is None else Factored((((self.order, whole),),))
+        return matrix if self.order is None else Factored((((self.order, matrix),),))

@@ -11,7 +11,7 @@ from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
 from lutra.models.loaders.torch_zip import TorchFile
-from lutra.runtime.errors import CorruptModelError, ModelNotFoundError
+from lutra.runtime.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
 
 __all__ = ["claims", "read"]
 
@@ -154,7 +154,7 @@ def _unfinished(path: Path) -> Path | None:
 
 
 def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, Any]:
-    """``config`` in one layout, whichever transformers wrote it, with §0's defaults filled in.
+    """``config`` in one layout, whichever transformers wrote it. What silence means is known to the architecture.
 
     transformers 5 keeps all of RoPE in ``rope_parameters`` and says ``dtype``; transformers 4 has
     ``rope_theta`` and ``rope_scaling`` at the top level and says ``torch_dtype``.
@@ -164,12 +164,9 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
         raise CorruptModelError("config.json does not say its model_type")
     _fold_rope(config)
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
-    config.setdefault("rms_norm_eps", 1e-6)
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
     config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries
-    if "num_attention_heads" in config:
-        _fill_heads(config)
     return config
 
 
@@ -177,17 +174,20 @@ def _fold_rope(config: dict[str, Any]) -> None:
     parameters = _table(config, "rope_parameters")
     if "full_attention" in parameters:  # one set per kind of layer, as in Gemma 3
         local = _table(parameters, "sliding_attention")
+        if local.get("rope_type", "default") != "default":
+            raise UnsupportedModelError(f"lutra scales no RoPE of sliding layers, as {local['rope_type']!r:.40} does")
         config.setdefault("rope_local_base_freq", local.get("rope_theta"))
         parameters = _table(parameters, "full_attention")
     scaling = {**parameters, **_table(config, "rope_scaling")}
-    theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
+    theta = scaling.pop("rope_theta", None) or config.pop("rope_theta", None)
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     kind = scaling.pop("type", None)  # what transformers called it before 4.43
     scaling.setdefault("rope_type", kind or "default")
     config.pop("rope_parameters", None)
     config["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
-    config["rope_theta"] = _theta(theta)
+    if theta is not None:
+        config["rope_theta"] = _theta(theta)
 
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -202,18 +202,3 @@ def _theta(value: object) -> float:
     if not number or not 0 < value < MAX_FLOAT:  # type: ignore[operator]
         raise CorruptModelError(f"config.json says rope_theta is {value!r:.80}")
     return float(value)  # type: ignore[arg-type]
-
-
-def _fill_heads(config: dict[str, Any]) -> None:
-    heads = _count(config, "num_attention_heads")
-    if config.get("num_key_value_heads") is None:
-        config["num_key_value_heads"] = heads
-    if config.get("head_dim") is None:
-        config["head_dim"] = _count(config, "hidden_size") // heads
-
-
-def _count(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise CorruptModelError(f"config.json says {key} is {value!r:.80}")
-    return value

@@ -13,7 +13,7 @@ from lutra.runtime.errors import UnsupportedModelError
 
 __all__ = ["refuse", "refuse_encoding"]
 
-FOREIGN_WEIGHTS = ("*.gguf", "pytorch_model*.bin", "*.pth", "*.pt")
+FOREIGN_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt")
 
 
 def refuse(path: Path) -> None:
@@ -28,13 +28,7 @@ def refuse(path: Path) -> None:
 def _refuse_file(path: Path) -> None:
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UnsupportedModelError(f"{path} is one file of a model", f"Give its directory: {path.parent}")
-    start = first_bytes(path, 4)
-    if start == b"GGUF":
-        raise UnsupportedModelError(
-            f"{path} is a GGUF file, which lutra does not read",
-            "Give the model's Hugging Face directory, the one with model.safetensors.",
-        )
-    if start[:2] in (b"PK", b"\x80\x02"):
+    if first_bytes(path, 2) in (b"PK", b"\x80\x02"):
         raise UnsupportedModelError(
             f"{path} is a PyTorch file, of which lutra reads only a directory's pytorch_model.bin",
             "Load it with transformers and call save_pretrained: that writes safetensors.",

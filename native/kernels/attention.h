@@ -1,4 +1,7 @@
-/* attention(y, q; layer, heads, kv_heads, head_dim; scale): causal softmax(q k^T * scale) v, grouped queries.
+/* attention(y, q; layer, heads, kv_heads, head_dim, window; scale, cap): causal softmax(q k^T * scale) v, grouped queries.
+ *
+ * A query sees as many positions, its own the last, as the window says, all of them if that is 0. Scores are capped as
+ * vcap() does, unless that is 0.
  *
  * One part is some rows' queries on one kv head: what is loaded of a key or a value serves as many of them as the
  * registers hold. Positions come in tiles; softmax is online (Milakov & Gimelshein 2018), so memory does not grow with
@@ -18,14 +21,19 @@ static float *work_piece(const lt_op *op, const lt_step *step, int32_t row, int3
 
 /* How the op is cut into parts: kv heads, times tiles of rows, times spans of positions where there are few rows. */
 typedef struct {
-    int32_t tile_rows, tiles, spans;
+    int32_t tile_rows, tiles, first, spans; /* first: of the spans that any query sees */
 } cuts;
+
+/* The first position that a row's queries see. */
+static int32_t first_seen(const lt_op *op, const lt_step *step, int32_t row) {
+    return op->dim[4] ? lt_max(step->pos + row + 1 - op->dim[4], 0) : 0;
+}
 
 static cuts cut(const lt_op *op, const lt_step *step) {
     const int32_t rows = lt_rows(op, step), group = op->dim[1] / op->dim[2];
-    const int32_t tile_rows = group < QUERIES ? QUERIES / group : 1;
-    return (cuts){tile_rows, lt_ceil_div(rows, tile_rows),
-                  rows <= SPLIT_ROWS ? lt_ceil_div(step->pos + rows, KV_SPAN) : 1};
+    const int32_t tile_rows = group < QUERIES ? QUERIES / group : 1, first = first_seen(op, step, 0) / KV_SPAN;
+    return (cuts){tile_rows, lt_ceil_div(rows, tile_rows), first,
+                  rows <= SPLIT_ROWS ? lt_ceil_div(step->pos + rows, KV_SPAN) - first : 1};
 }
 
 static int32_t units(const lt_op *op, const lt_step *step) {
@@ -33,17 +41,24 @@ static int32_t units(const lt_op *op, const lt_step *step) {
     return c.tiles * op->dim[2] * c.spans;
 }
 
-/* Scores to weights e^(score - most), in place, of the positions that each query sees. keep: by what the sums so far
- * shrink, as `most` has grown. */
+/* Scores to weights e^(score - most), in place, of the positions that each query sees, and 0 for those before its window.
+ * keep: by what the sums so far shrink, as `most` has grown. */
 static void weigh(batch *s, scores score, float keep[QUERIES]) {
     float before[QUERIES];
     memcpy(before, s->most, sizeof before);
     for (int32_t j = 0; j < s->count; j++) {
-        if (s->seen[j] == 0) continue;
+        if (s->seen[j] <= s->passed[j]) continue;
+        float scale = s->scale[j];
+        if (s->cap) {
+            for (int32_t t = 0; t < TILE; t += 16)
+                vstore(score[j] + t, vcap(vmul(vload(score[j] + t), vset1(scale)), s->cap));
+            scale = 1;
+        }
+        for (int32_t t = 0; t < s->passed[j]; t++) score[j][t] = -INFINITY;
         for (int32_t t = s->seen[j]; t < TILE; t++) score[j][t] = -INFINITY;
         f32x16 most = vset1(s->most[j]);
         for (int32_t t = 0; t < TILE; t += 16) {
-            const f32x16 scaled = vmul(vload(score[j] + t), vset1(s->scale[j]));
+            const f32x16 scaled = vmul(vload(score[j] + t), vset1(scale));
             most = vmax(most, scaled);
             vstore(score[j] + t, scaled);
         }
@@ -52,8 +67,9 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
     for (int32_t j = 0; j < s->count; j += 16)
         vstore(keep + j, vexp(vsub(vload(before + j), vload(s->most + j))));
     for (int32_t j = 0; j < s->count; j++) {
-        if (s->seen[j] == 0) {
+        if (s->seen[j] <= s->passed[j]) {
             keep[j] = 1;
+            memset(score[j], 0, sizeof score[j]);
             continue;
         }
         f32x16 total = vset1(0);
@@ -62,6 +78,7 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
             vstore(score[j] + t, weight);
             total = vadd(total, weight);
         }
+        memset(score[j], 0, (size_t)s->passed[j] * sizeof *score[j]);
         s->sum[j] = s->sum[j] * keep[j] + vsum(total);
     }
 }
@@ -69,13 +86,17 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
 static void attend_tile(batch *s, const slab *of, int64_t at) {
     _Alignas(64) scores score;
     _Alignas(64) float keep[QUERIES];
-    for (int32_t j = 0; j < s->count; j++) s->seen[j] = lt_min(TILE, lt_max(s->positions[j] - (int32_t)at, 0));
+    for (int32_t j = 0; j < s->count; j++) {
+        s->seen[j] = lt_min(TILE, lt_max(s->positions[j] - (int32_t)at, 0));
+        s->passed[j] = lt_min(TILE, lt_max(s->first[j] - (int32_t)at, 0));
+    }
     score_tile(s, score, of->cache, at, of->columns);
     weigh(s, score, keep);
     blend_tile(s, of, score, keep, at);
 }
 
-/* One span of positions, from nothing. The softmax of a query that sees none of them stays empty: its sum is 0. */
+/* One span of positions, from nothing, but for tiles before all windows. The softmax of a query that sees none of them
+ * stays empty: its sum is 0. */
 static void attend_span(batch *s, const slab *of, int32_t begin) {
     const int32_t end = lt_min(begin + KV_SPAN, s->positions[s->count - 1]);
     for (int32_t j = 0; j < s->count; j++) {
@@ -83,11 +104,17 @@ static void attend_span(batch *s, const slab *of, int32_t begin) {
         s->sum[j] = 0;
         memset(s->y[j], 0, (size_t)of->vectors * 16 * sizeof *s->y[j]);
     }
-    for (int32_t at = begin; at < end; at += TILE) attend_tile(s, of, at);
+    for (int32_t at = lt_max(begin, s->first[0] / TILE * TILE); at < end; at += TILE) attend_tile(s, of, at);
 }
 
 /* y, most, sum: takes in what the next span has found. */
 static void fold(float *y, float *most, float *sum, const float *next, float next_most, float next_sum, int32_t columns) {
+    if (*sum == 0) { /* nothing so far: before the window */
+        memcpy(y, next, (size_t)columns * sizeof *y);
+        *most = next_most;
+        *sum = next_sum;
+        return;
+    }
     const float now = *most > next_most ? *most : next_most;
     const float shrink = vfirst(vexp(vset1(*most - now))), next_shrink = vfirst(vexp(vset1(next_most - now)));
     for (int32_t i = 0; i < columns; i += 16)
@@ -105,8 +132,9 @@ static void finish(float *result, const float *y, float sum, int32_t columns) {
 /* All positions, span by span. */
 static void attend(batch *s, const slab *of) {
     _Alignas(64) float piece[QUERIES * WIDEST];
-    attend_span(s, of, 0);
-    for (int32_t begin = KV_SPAN; begin < s->positions[s->count - 1]; begin += KV_SPAN) {
+    const int32_t first = s->first[0] / KV_SPAN * KV_SPAN;
+    attend_span(s, of, first);
+    for (int32_t begin = first + KV_SPAN; begin < s->positions[s->count - 1]; begin += KV_SPAN) {
         batch next = *s;
         for (int32_t j = 0; j < s->count; j++) next.y[j] = piece + j * WIDEST;
         attend_span(&next, of, begin);
@@ -121,12 +149,12 @@ static float *result_at(const lt_op *op, const lt_step *step, int32_t row, int32
 }
 
 /* The spans' pieces of some rows' queries, all made, to their results. */
-static void fold_pieces(const lt_op *op, const lt_step *step, int32_t kv, int32_t first, int32_t rows, int32_t spans) {
+static void fold_pieces(const lt_op *op, const lt_step *step, int32_t kv, int32_t first, int32_t rows, const cuts *c) {
     const int32_t columns = kv_columns(op->dim[3]), group = op->dim[1] / op->dim[2];
     for (int32_t row = first; row < first + rows; row++)
         for (int32_t head = kv * group; head < (kv + 1) * group; head++) {
-            float *y = work_piece(op, step, row, head, 0, spans), *sum = y + columns + 1, *next = y;
-            for (int32_t begin = KV_SPAN; begin < step->pos + row + 1; begin += KV_SPAN) {
+            float *y = work_piece(op, step, row, head, 0, c->spans), *sum = y + columns + 1, *next = y;
+            for (int32_t begin = (c->first + 1) * KV_SPAN; begin < step->pos + row + 1; begin += KV_SPAN) {
                 next += columns + 2;
                 fold(y, y + columns, sum, next, next[columns], next[columns + 1], columns);
             }
@@ -136,19 +164,21 @@ static void fold_pieces(const lt_op *op, const lt_step *step, int32_t kv, int32_
 
 /* Some rows' queries on one kv head: all spans, or, of more than one, the one given. */
 static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t first, int32_t rows, int32_t span,
-                     int32_t spans) {
+                     const cuts *c) {
+    const int32_t spans = c->spans;
     const int32_t n = op->dim[3], columns = kv_columns(n), group = op->dim[1] / op->dim[2];
     const int32_t most = columns <= WIDEST ? QUERIES : 1;
     const kv_head cache = kv_head_at(step, op->dim[0], op->dim[2], kv, columns);
     queries q;
     _Alignas(64) float y[QUERIES * WIDEST];
     for (int32_t done = 0; done < rows * group; done += most) {
-        batch s = {.count = lt_min(most, rows * group - done), .q = &q};
+        batch s = {.count = lt_min(most, rows * group - done), .q = &q, .cap = op->f[1]};
         int32_t row[QUERIES], head[QUERIES];
         for (int32_t j = 0; j < s.count; j++) {
             row[j] = first + (done + j) / group;
             head[j] = kv * group + (done + j) % group;
             s.positions[j] = step->pos + row[j] + 1;
+            s.first[j] = first_seen(op, step, row[j]);
             const float *from = (const float *)lt_row(op, step, 1, row[j]) + (int64_t)head[j] * n;
             s.scale[j] = take_query(&q, j, from, n, columns) * op->f[0];
         }
@@ -156,7 +186,7 @@ static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t f
             const slab of = {&cache, columns, column, lt_min(WIDEST, columns - column) / 16};
             for (int32_t j = 0; j < s.count; j++)
                 s.y[j] = spans > 1 ? work_piece(op, step, row[j], head[j], span, spans) + column : y + j * WIDEST;
-            if (spans > 1) attend_span(&s, &of, span * KV_SPAN);
+            if (spans > 1) attend_span(&s, &of, (c->first + span) * KV_SPAN);
             else attend(&s, &of);
             for (int32_t j = 0; j < s.count; j++) {
                 if (spans > 1) {
@@ -177,10 +207,10 @@ static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end
     for (int32_t part = begin; part < end; part++) {
         const int32_t span = part % c.spans, some = part / c.spans, kv = some / c.tiles;
         const int32_t first = some % c.tiles * c.tile_rows, rows = lt_min(c.tile_rows, lt_rows(op, step) - first);
-        run_part(op, step, kv, first, rows, span, c.spans);
+        run_part(op, step, kv, first, rows, span, &c);
         int32_t *count = (int32_t *)step->space[LT_WORK] + some;
         if (c.spans > 1 && __atomic_add_fetch(count, 1, __ATOMIC_ACQ_REL) == c.spans) {
-            fold_pieces(op, step, kv, first, rows, c.spans); /* whoever comes last: the order of spans is the same */
+            fold_pieces(op, step, kv, first, rows, &c); /* whoever comes last: the order of spans is the same */
             *count = 0;
         }
     }

@@ -4,7 +4,7 @@
  *
  *     take_query(q, j, from, n, columns)   lays aside query j, n floats; returns the scale of its scores
  *     score_tile(s, score, cache, at, columns)   score[j][t] = q_j . k[at + t], but for the scales of s
- *     blend_tile(s, of, weight, keep, at)   y_j = y_j * keep[j] + sum of weight[j][t] * v[at + t], over what j sees */
+ *     blend_tile(s, of, weight, keep, at)   y_j = y_j * keep[j] + sum of weight[j][t] * v[at + t], over what j has seen */
 #pragma once
 #include <math.h>
 
@@ -24,9 +24,12 @@ typedef struct queries queries; /* as a family of types wants them */
 typedef struct {
     int32_t count;
     int32_t positions[QUERIES]; /* that each may see */
-    int32_t seen[QUERIES];      /* of them in the tile at hand */
+    int32_t first[QUERIES];     /* the first of them in its window */
+    int32_t seen[QUERIES];      /* positions of the tile at hand that it may see, */
+    int32_t passed[QUERIES];    /* and how many of these lie before its window */
     const queries *q;
     float scale[QUERIES];       /* of their scores */
+    float cap;                  /* of these then; 0: none */
     float *y[QUERIES];          /* the columns of the result that are being made */
     float most[QUERIES], sum[QUERIES];
 } batch;

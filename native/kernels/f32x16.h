@@ -290,18 +290,36 @@ static inline float vfirst(f32x16 v) {
     return f[0];
 }
 
-/* e^x to 1-2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial for e^r (Cephes expf). */
-static inline f32x16 vexp(f32x16 x) {
+/* x = n ln 2 + r, |r| <= ln 2 / 2, for -87 <= x <= 88; gives n, r, and the polynomial p of e^r ~ 1 + r + p r^2 (Cephes
+ * expf). */
+static inline f32x16 exp_parts(f32x16 x, f32x16 *n, f32x16 *r) {
     x = vmax(vmin(x, vset1(88.0f)), vset1(-87.0f));
-    f32x16 n = vrint(vmul(x, vset1(1.44269504f)));
-    f32x16 r = vfma(n, vset1(-0.693359375f), x); /* ln 2 in two parts: the first has few bits, so n * it is exact */
-    r = vfma(n, vset1(2.12194440e-4f), r);
+    *n = vrint(vmul(x, vset1(1.44269504f)));
+    *r = vfma(*n, vset1(-0.693359375f), x); /* ln 2 in two parts: the first has few bits, so n * it is exact */
+    *r = vfma(*n, vset1(2.12194440e-4f), *r);
     f32x16 p = vset1(1.9875691500e-4f);
-    p = vfma(p, r, vset1(1.3981999507e-3f));
-    p = vfma(p, r, vset1(8.3334519073e-3f));
-    p = vfma(p, r, vset1(4.1665795894e-2f));
-    p = vfma(p, r, vset1(1.6666665459e-1f));
-    p = vfma(p, r, vset1(5.0000001201e-1f));
+    p = vfma(p, *r, vset1(1.3981999507e-3f));
+    p = vfma(p, *r, vset1(8.3334519073e-3f));
+    p = vfma(p, *r, vset1(4.1665795894e-2f));
+    p = vfma(p, *r, vset1(1.6666665459e-1f));
+    return vfma(p, *r, vset1(5.0000001201e-1f));
+}
+
+/* e^x to 1-2 units in the last place. */
+static inline f32x16 vexp(f32x16 x) {
+    f32x16 n, r, p = exp_parts(x, &n, &r);
     p = vfma(vmul(p, r), r, vadd(r, vset1(1.0f)));
     return vmul(p, vexp2i(n));
+}
+
+/* tanh x to a few units in the last place: m / (m + 2) with m = e^2x - 1, in which nothing is lost around 0. */
+static inline f32x16 vtanh(f32x16 x) {
+    f32x16 n, r, p = exp_parts(vadd(x, x), &n, &r);
+    const f32x16 power = vexp2i(n), m = vfma(vfma(vmul(p, r), r, r), power, vsub(power, vset1(1)));
+    return vdiv(m, vadd(m, vset1(2)));
+}
+
+/* x bent towards -cap..cap: cap * tanh(x / cap) (soft-capping: Bello et al. 2017). */
+static inline f32x16 vcap(f32x16 x, float cap) {
+    return vmul(vtanh(vdiv(x, vset1(cap))), vset1(cap));
 }

@@ -13,7 +13,8 @@ A format has
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing;
 - ``chains(packed)`` or ``stack(packed)``, if it has no kernels of its own: products of matrices in other formats, or
-  such matrices one above the other.
+  such matrices one above the other;
+- ``experts(packed)``, if it is one matrix for each expert.
 
 A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
 q4's variant "g128".
@@ -38,6 +39,7 @@ __all__ = [
     "Codebook",
     "Coded",
     "Factored",
+    "Nested",
     "Packed",
     "Planes",
     "Stacked",
@@ -99,6 +101,43 @@ class Coded:
             else [0] * -(-self.codes.shape[1] // group)
         )
         return self.scale[:, own], _rows(self.zero, (slice(None), own))
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """A matrix of small integers on grids whose scales are small integers, too, times a float per super-block.
+
+    W[o, i] = codes[o, i] * scale[0, o, g] * unit[0, o, b] + scale[1, o, g] * unit[1, o, b], g = i // group,
+    b = i // block. The second product is the groups' offset, which they may be without (GGUF's k-quants).
+
+    codes: int8 or uint8 [out, in]. scale: int8 [1 or 2, out, groups]. unit: float32 [1 or 2, out, blocks].
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    unit: np.ndarray
+    group: int
+    block: int
+
+    def __post_init__(self) -> None:
+        rows, cols = self.codes.shape
+        scale, unit = ((len(self.scale), rows, -(-cols // n)) for n in (self.group, self.block))
+        if len(self.scale) not in (1, 2) or self.scale.shape != scale or self.unit.shape != unit:
+            raise ValueError(f"codes of {self.codes.shape} need scales of {scale} and units of {unit}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.codes.shape  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Nested:
+        return replace(self, codes=self.codes[rows], scale=self.scale[:, rows], unit=self.unit[:, rows])
+
+    @cached_property
+    def scales(self) -> np.ndarray:
+        """Scales, and offsets if there are any: float32 [1 or 2, out, groups]."""
+        own = np.arange(self.scale.shape[2]) * self.group // self.block
+        return self.unit[:, :, own] * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +248,7 @@ class Stacked:
         return to_float32(self)[rows]
 
 
-Matrix = np.ndarray | Coded | Planes | Codebook | Factored | Stacked
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -218,6 +257,10 @@ def to_float32(x: Matrix) -> np.ndarray:
         own = np.arange(x.codes.shape[1]) // x.group if x.group else slice(None)
         values = x.codes.astype(np.float32) if x.zero is None else x.codes - x.zero[:, own]
         return values * x.scale[:, own]
+    if isinstance(x, Nested):
+        own = np.arange(x.shape[1]) // x.group
+        values = x.codes * x.scales[0][:, own]
+        return values if len(x.scales) == 1 else values + x.scales[1][:, own]
     if isinstance(x, Planes):
         own = np.arange(x.shape[1]) // x.group
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
@@ -248,12 +291,12 @@ def _factor(columns: np.ndarray | None, matrix: Any) -> np.ndarray:
 class Packed:
     """A weight matrix in one of our formats, ready for its kernels.
 
-    shape: (out, in). parts: the format's arrays, usually views of a mapped file. bias: float32 [out],
-    added to a linear's result, or None.
+    shape: (out, in), or (experts, out, in). parts: the format's arrays, usually views of a mapped file. bias: float32
+    [out], added to a linear's result, or None.
     """
 
     format: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     parts: dict[str, np.ndarray]
     bias: np.ndarray | None = field(default=None)
 
@@ -281,6 +324,11 @@ class Packed:
     def stack(self) -> list[Packed]:
         """The matrices that lie one above the other, for a format that is made of such; [] for any other."""
         return self.codec.stack(self) if hasattr(self.codec, "stack") else []
+
+    @cached_property
+    def experts(self) -> list[Packed]:
+        """Each expert's matrix, for a format of such; [] for any other."""
+        return self.codec.experts(self) if hasattr(self.codec, "experts") else []
 
     def with_bias(self, bias: np.ndarray | None) -> Packed:
         """The same weights with another bias."""

@@ -1,4 +1,4 @@
-"""Weights on a uniform grid, 1 to 6 bits, with a scale and a zero per group of columns or per row.
+"""Weights on a uniform grid, 1 to 6 or 8 bits, with a scale and a zero per group of columns or per row.
 
 W[o, i] = (code - zero) * scale: GPTQ's grids; symmetric ones, whose zero is a constant; binary weights, -1 and 1, as
 codes 0 and 1 around 1/2; ParetoQ's grid without a zero level, around 3/2.
@@ -22,21 +22,24 @@ import numpy as np
 from lutra.runtime.formats import Coded, Matrix, to_float32
 
 ROWS, BYTES, CHUNK = 16, 4, 32
-STEPS = CHUNK // BYTES
 PER_ROW = 128  # columns that share an activation scale where a row of weights has one scale
 GROUPS = (32, 64, 128)
-_AT_ONCE = 512  # rows packed together: few enough to stay in cache
+AT_ONCE = 512  # rows packed together: few enough to stay in cache
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """One format of the family. group: columns that share a scale, 0: all; zeros: whether each group has its own."""
+    """One format of the family. group: columns that share a scale, 0: all; zeros: whether each group has its own.
+
+    chunk: columns whose planes lie together.
+    """
 
     KERNEL: str
     bits: int
     group: int = 0
     zeros: bool = False
     ACT_GROUP: int = PER_ROW
+    chunk: int = CHUNK
 
     @classmethod
     def variant(cls, kernel: str, bits: int, suffix: str) -> Uniform | None:
@@ -47,10 +50,10 @@ class Uniform:
 
     def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The parts of a [rows, cols] matrix."""
-        blocks, chunks = -(-rows // ROWS), -(-cols // CHUNK)
+        blocks, chunks = -(-rows // ROWS), -(-cols // self.chunk)
         groups = -(-cols // self.group) if self.group else 1
         return {
-            "data": (np.uint8, (blocks, chunks * self.bits * ROWS * BYTES)),
+            "data": (np.uint8, (blocks, chunks * self.bits * self.chunk * ROWS // 8)),
             "scale": (np.float16 if groups > 1 else np.float32, (blocks, groups * ROWS)),
             "zero": (np.float16, (blocks, groups * ROWS)) if self.zeros else (np.float32, (1,)),
         }
@@ -78,7 +81,7 @@ class Uniform:
             codes, scale, zero = codes > 0, 2 * scale, zero / 2 + np.float32(0.5)
         elif codes.dtype == np.int8:
             fits = codes.min() >= -levels // 2 and codes.max() < levels // 2
-            codes, zero = codes + np.int8(levels // 2), zero + np.float32(levels // 2)
+            codes, zero = codes.view(np.uint8) + np.uint8(levels // 2), zero + np.float32(levels // 2)
         else:
             fits = codes.max() < levels
         if not fits:
@@ -98,8 +101,8 @@ class Uniform:
         """
         rows, cols = matrix.shape
         parts: dict[str, np.ndarray] = {name: np.zeros(s, t) for name, (t, s) in self.layout(rows, cols).items()}
-        for begin in range(0, rows, _AT_ONCE):  # a few at a time: a matrix can be large
-            some = matrix[begin : begin + _AT_ONCE]
+        for begin in range(0, rows, AT_ONCE):  # a few at a time: a matrix can be large
+            some = matrix[begin : begin + AT_ONCE]
             codes, scale, zero = self._fit(some if isinstance(some, Coded) else self._round(to_float32(some)))
             blocks = slice(begin // ROWS, begin // ROWS - (-len(codes) // ROWS))
             parts["data"][blocks] = self.pack_codes(codes)
@@ -143,12 +146,19 @@ class Uniform:
     def pack_codes(self, codes: np.ndarray) -> np.ndarray:
         """The data of codes uint8 [rows, cols]: uint8 [blocks, chunks * bits * 64]."""
         rows, cols = codes.shape
-        blocks, chunks = -(-rows // ROWS), -(-cols // CHUNK)
-        padded = np.zeros((blocks * ROWS, chunks * CHUNK), np.uint8)
-        padded[:rows, :cols] = codes
-        steps = padded.reshape(blocks, ROWS, chunks, STEPS, BYTES).transpose(0, 2, 3, 1, 4)
-        planes = [_pack_plane(steps >> shift & (1 << width) - 1, width) for width, shift in self.planes]
-        return np.concatenate(planes, axis=2).reshape(blocks, -1)
+        blocks, chunks = -(-rows // ROWS), -(-cols // self.chunk)
+        if (rows, cols) != (blocks * ROWS, chunks * self.chunk) or not codes.flags.c_contiguous:
+            padded = np.zeros((blocks * ROWS, chunks * self.chunk), np.uint8)
+            padded[:rows, :cols] = codes
+            codes = padded
+        steps = codes.view(np.uint32).reshape(
+            blocks, ROWS, chunks, -1
+        )  # of four columns: fields do not leave their byte
+        data = np.empty((blocks, chunks, self.bits * self.chunk // 32, ROWS), np.uint32)
+        for width, shift in self.planes:
+            first, count = shift * self.chunk // 32, width * self.chunk // 32
+            data[:, :, first : first + count] = _pack_plane(steps >> np.uint32(shift), width)
+        return data.view(np.uint8).reshape(blocks, -1)
 
     @property
     def planes(self) -> list[tuple[int, int]]:
@@ -158,13 +168,13 @@ class Uniform:
 
     def unpack_codes(self, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
         """The codes again."""
-        blocks = len(data)
-        vectors = data.reshape(blocks, -1, self.bits, ROWS, BYTES)
-        codes = np.zeros((blocks, vectors.shape[1], STEPS, ROWS, BYTES), np.uint8)
+        blocks, steps = len(data), self.chunk // BYTES
+        vectors = data.reshape(blocks, -1, self.bits * steps // 8, ROWS, BYTES)
+        codes = np.zeros((blocks, vectors.shape[1], steps, ROWS, BYTES), np.uint8)
         for width, shift in self.planes:
-            for step in range(STEPS):
+            for step in range(steps):
                 vector, field = divmod(step * width, 8)
-                codes[:, :, step] |= (vectors[:, :, shift + vector] >> field & (1 << width) - 1) << shift
+                codes[:, :, step] |= (vectors[:, :, shift * steps // 8 + vector] >> field & (1 << width) - 1) << shift
         return np.ascontiguousarray(codes.transpose(0, 3, 1, 2, 4).reshape(blocks * ROWS, -1)[:rows, :cols])
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
@@ -174,14 +184,15 @@ class Uniform:
         return Coded(self.unpack_codes(parts["data"], rows, cols), scale, zero, self.group)
 
 
-def _pack_plane(fields: np.ndarray, width: int) -> np.ndarray:
-    """uint8 [blocks, chunks, steps, 16, 4] to [blocks, chunks, width, 16, 4]."""
-    blocks, chunks, _, rows, size = fields.shape
-    fields = fields.reshape(blocks, chunks, width, 8 // width, rows, size)
-    packed = np.zeros((blocks, chunks, width, rows, size), np.uint8)
-    for i in range(8 // width):
-        packed |= fields[:, :, :, i] << width * i
-    return packed
+def _pack_plane(steps: np.ndarray, width: int) -> np.ndarray:
+    """The lowest bits of uint32 [blocks, 16, chunks, steps]: uint32 [blocks, chunks, width * steps / 8, 16]."""
+    blocks, rows, chunks, count = steps.shape
+    fields = steps.reshape(blocks, rows, chunks, width * count // 8, 8 // width)
+    mask = np.uint32(0x01010101 * ((1 << width) - 1))
+    packed = fields[..., 0] & mask
+    for i in range(1, 8 // width):
+        packed |= (fields[..., i] & mask) << np.uint32(width * i)
+    return packed.transpose(0, 2, 3, 1)
 
 
 def by_block(grid: np.ndarray) -> np.ndarray:

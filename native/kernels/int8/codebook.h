@@ -8,7 +8,7 @@
 
 #define WHOLE 0
 
-enum { COLUMNS = 32, STEPS = 8, BYTES = BITS * 64, PANEL = 4, MOST = 127 };
+enum { COLUMNS = 32, STEPS = 8, BYTES = BITS * 64, PANEL = 4, MOST = 127, HALVES = 1 };
 
 typedef struct {
     const uint8_t *data;   /* [blocks][chunks][4 vectors][16 rows][4] */

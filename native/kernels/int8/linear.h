@@ -9,6 +9,7 @@
  *     COLUMNS, STEPS, BYTES   of a chunk: columns of a block of 16 rows that lie together; a step is 4 columns
  *     PANEL                   chunks that are decoded at a time: no fewer than a group has
  *     MOST                    the largest weight in a panel
+ *     HALVES                  panels: 2 if the second holds weights' upper four bits, else 1
  *     format                  a struct of its own, and how it is read: format_open(op, step)
  *     decode(f, p, data, to, b)   one chunk into a panel
  *
@@ -34,7 +35,7 @@ enum {
     TILES_ABREAST = 4         /* rows of tiles that share a panel's activations while these are in a near cache */
 };
 
-typedef uint8_t panel[PANEL * STEPS][TILE_BLOCKS][VECTOR];
+typedef uint8_t panel[HALVES * PANEL * STEPS][TILE_BLOCKS][VECTOR];
 
 LT_INLINE void store_rows(const lt_op *op, const lt_step *step, int32_t token, int32_t block, f32x16 y) {
     float *to = (float *)lt_row(op, step, 0, token) + block * BLOCK;
@@ -103,6 +104,14 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
     tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
+    if (HALVES == 2) {
+        i32x16 upper[TILE_TOKENS][TILE_BLOCKS];
+        tile(weights + PANEL * STEPS, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), upper);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = iadd(sums[t][b], ishl(upper[t][b], 4));
+    }
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++) {
         const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
@@ -168,7 +177,7 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
                         decode(f, p, data + c * BYTES, weights + c * STEPS, i);
                     }
                 }
-                finish_panel(weights, chunks * STEPS);
+                for (int h = 0; h < HALVES; h++) finish_panel(weights + h * PANEL * STEPS, chunks * STEPS);
                 TILES(f, weights, grids, g, chunks);
             }
     }

@@ -7,7 +7,7 @@
 
 #define WHOLE 0
 
-enum { COLUMNS = 32, STEPS = 8, BYTES = 64, PANEL = 4, MOST = 1 };
+enum { COLUMNS = 32, STEPS = 8, BYTES = 64, PANEL = 4, MOST = 1, HALVES = 1 };
 
 typedef struct {
     const uint8_t *data;    /* [blocks][groups][planes][chunks][16 rows][4] */
@@ -54,7 +54,7 @@ LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float
 LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
                                  int64_t ahead) {
     (void)f, (void)p;
-    return plane_dot(data, BYTES, codes, chunks, ahead, 1);
+    return plane_dot(data, BYTES, codes, chunks, ahead, 1, STEPS);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {

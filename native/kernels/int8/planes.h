@@ -1,14 +1,14 @@
-/* Planes of bits: what several formats are made of. A chunk of a plane, 32 columns of 16 rows, is `width` vectors of
- * fields as wide, the first step of four columns in a byte's lowest bits. */
+/* Planes of bits: what several formats are made of. A chunk of a plane, so many steps of 16 rows by four columns, is
+ * width * steps / 8 vectors of fields `width` bits wide, the first step in a byte's lowest bits. */
 #pragma once
 #include "i8x64.h"
 
 /* One plane of one block, over chunks `stride` bytes apart, times one token. */
 LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks,
-                            int64_t ahead, int width) {
+                            int64_t ahead, int width, int steps) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
     const int sums = in_place ? fields : 1;
-    const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / 8;
+    const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / steps;
     i32x16 total[8];
 #pragma GCC unroll 8
     for (int i = 0; i < sums; i++) total[i] = izero();
@@ -18,9 +18,9 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
 #pragma GCC unroll 8
         for (int i = 0; i < sums; i++) part[i] = nzero();
         for (; c < stop; c++) {
-            const i8run run = i8load(codes + c * 32, 8);
+            const i8run run = i8load(codes + c * steps * 4, steps);
 #pragma GCC unroll 8
-            for (int v = 0; v < width; v++) {
+            for (int v = 0; v < width * steps / 8; v++) {
                 const uint8_t *at = data + c * stride + v * 64;
                 const u8x64 bytes = u8load(at);
                 __builtin_prefetch(at + ahead);

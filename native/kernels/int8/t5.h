@@ -16,7 +16,7 @@
 
 #define WHOLE 1
 
-enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2 };
+enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2, HALVES = 1 };
 
 typedef struct {
     const uint8_t *data; /* [blocks][chunks][16 rows][4] */

@@ -1,4 +1,4 @@
-/* linear for weights on uniform grids (../uniform.h). Include after defining BITS.
+/* linear for weights on uniform grids (../uniform.h). Include after defining BITS, WHOLE, perhaps NESTED and OFFSETS.
  *
  * A group of a row adds (act_scale * scale) * (codes . c - zero * act_sum) to the row's float, group after group: the
  * integers are exact, and the floats have one order everywhere. With WHOLE a row is one group. */
@@ -6,25 +6,27 @@
 #include "../uniform.h"
 #include "planes.h"
 
-enum { PANEL = WHOLE ? 16 : 4, MOST = (1 << BITS) - 1 };
+/* Where a product cannot take whole bytes, the halves of 8 bits make panels of their own. */
+enum { PANEL = WHOLE ? 16 : 4, HALVES = BITS == 8 && !WHOLE_BYTES ? 2 : 1, MOST = (1 << BITS / HALVES) - 1 };
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
 LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
                                  int64_t ahead) {
     (void)f, (void)p;
-    const i32x16 low = plane_dot(data, BYTES, codes, chunks, ahead, LOW);
+    const i32x16 low = plane_dot(data, BYTES, codes, chunks, ahead, LOW, STEPS);
     if (HIGH == 0) return low;
-    return iadd(low, ishl(plane_dot(data + LOW * 64, BYTES, codes, chunks, ahead, HIGH ? HIGH : 1), LOW));
+    return iadd(low, ishl(plane_dot(data + LOW_BYTES, BYTES, codes, chunks, ahead, HIGH ? HIGH : 1, STEPS), LOW));
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
     (void)f, (void)p;
 #pragma GCC unroll 8
     for (int s = 0; s < STEPS; s++) {
-        u8x64 codes = plane_step(data, LOW, s);
-        if (HIGH) codes = u8or(codes, u8up(plane_step(data + LOW * 64, HIGH ? HIGH : 1, s), LOW));
-        u8store(to[s][b], codes);
+        const u8x64 low = plane_step(data, LOW, s);
+        const u8x64 high = HIGH ? plane_step(data + LOW_BYTES, HIGH ? HIGH : 1, s) : low;
+        u8store(to[s][b], HIGH && HALVES == 1 ? u8or(low, u8up(high, LOW)) : low);
+        if (HALVES == 2) u8store(to[PANEL * STEPS + s][b], high);
     }
 }
 
@@ -42,6 +44,9 @@ LT_INLINE f32x16 row_finish(const format *f, i32x16 sums, int32_t block, float a
 #else
 LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float act_sum) {
     const f32x16 dot = vfnma(vset1(act_sum), w.zero, vfrom_i32(sums));
+#if NESTED && OFFSETS
+    y = vfma(vset1(act_scale * act_sum), w.offset, y);
+#endif
     return vfma(vmul(vset1(act_scale), w.scale), dot, y);
 }
 #endif

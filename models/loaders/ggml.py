@@ -1,0 +1,260 @@
+"""ggml's tensor types: blocks of weights, as GGUF files store them, made matrices that our formats hold exactly.
+
+Rows are whole blocks. A block has float16 scales and the bits of its codes, and scales of groups that are codes
+themselves. Sources: ggml-common.h and ggml-quants.c of llama.cpp; for I2_S, bitnet.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.models.loaders.grids import is_half
+from lutra.runtime.errors import CorruptModelError
+from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_float32
+
+__all__ = ["FLOATS", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
+
+Blocks = np.ndarray  # uint8 [rows, blocks of a row, bytes of a block]
+_AT_ONCE = 1 << 20  # bytes of blocks looked at together
+_IN_CACHE = 1 << 16  # bytes
+
+FLOATS = {0: "F32", 1: "F16", 28: "F64", 30: "BF16"}  # which are no blocks
+
+
+@dataclass(frozen=True)
+class Type:
+    """A tensor type: its name, the weights and the bytes of a block, and the matrix that blocks are.
+
+    format: the one of ours that holds such matrices, or what tells it of the matrix's blocks.
+    """
+
+    name: str
+    weights: int
+    nbytes: int
+    matrix: Callable[[Blocks], Matrix]
+    format: str | Callable[[Callable[[Blocks], Matrix], Blocks], str]
+
+    def format_of(self, blocks: Blocks) -> str:
+        """What an Entry says of these blocks: a format, "ternary" or "F32"."""
+        return self.format if isinstance(self.format, str) else self.format(self.matrix, blocks)
+
+    def read(self, blocks: Blocks, format: str) -> Matrix:
+        """The matrix, for the format that was told. CorruptModelError for scales that are no numbers."""
+        matrix = self.matrix(blocks)
+        scales: np.ndarray = getattr(matrix, "unit", getattr(matrix, "scale", None))  # type: ignore[assignment]
+        if not np.isfinite(scales).all():
+            raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
+        if format == "ternary":
+            assert isinstance(matrix, Coded)
+            if (rows := _by_rows(matrix)) is None:
+                raise CorruptModelError(f"a tensor of type {self.name} holds what is no ternary weight")
+            return rows
+        return to_float32(matrix) if format == "F32" else matrix
+
+
+def _ternary(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
+    """ "ternary" where every row has one scale, else 2 bits in groups."""
+    parts = (matrix(part) for part in _parts(blocks))
+    first = matrix(blocks[:1])
+    assert isinstance(first, Coded)
+    grouped = f"q2g{min(first.group, 128)}"
+    return "ternary" if all(_by_rows(part) for part in parts if isinstance(part, Coded)) else grouped
+
+
+def _ternary_at(at: int) -> Callable[[Callable[[Blocks], Matrix], Blocks], str]:
+    """The same for types of ternary codes alone, whose scale is at that byte: mostly one look at the scales will do."""
+
+    def format(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
+        scale = _half(blocks, at)
+        return "ternary" if (scale == scale[:, :1]).all() else _ternary(matrix, blocks)
+
+    return format
+
+
+def _by_rows(matrix: Coded) -> Coded | None:
+    """A matrix of codes 0..2 around 1 with a scale per row instead of per group; None if it has none such."""
+    if matrix.codes.max() > 2:
+        return None
+    signs = matrix.codes.view(np.int8) - np.int8(1)
+    used = signs.reshape(len(signs), -1, matrix.group).any(axis=2)  # a block of zeros may have any scale
+    scale = np.take_along_axis(matrix.scale, used.argmax(axis=1)[:, None], axis=1)
+    return Coded(signs, scale) if np.array_equal(matrix.scale[used], (used * scale)[used]) else None
+
+
+def _floating(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
+    """mxfp4 where float16 holds all its powers of two, else F32."""
+    parts = (matrix(part) for part in _parts(blocks))
+    return "mxfp4" if all(is_half(part.scale) for part in parts if isinstance(part, Codebook)) else "F32"
+
+
+def _parts(blocks: Blocks) -> list[Blocks]:
+    step = max(1, _AT_ONCE // (blocks.shape[1] * blocks.shape[2]))
+    return [blocks[begin : begin + step] for begin in range(0, len(blocks), step)]
+
+
+def _half(blocks: Blocks, at: int) -> np.ndarray:
+    """The float16 at that byte of every block: float32 [rows, blocks of a row]."""
+    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0].astype(np.float32)
+
+
+def _fields(data: np.ndarray, width: int, run: int) -> np.ndarray:
+    """Codes of that many bits: uint8 [rows, columns].
+
+    Bytes come in runs: first the codes in all their lowest bits, then those in the next, and so on.
+    """
+    word = np.dtype(np.uint64 if run % 8 == 0 else np.uint8)  # what shifts from byte to byte is masked away
+    mask = np.frombuffer(bytes([(1 << width) - 1]) * word.itemsize, word)[0]
+    shifts = np.arange(0, 8, width, dtype=word)
+    size = data.shape[1] * data.shape[2]
+    found = np.empty((len(data), size // run, len(shifts), run // word.itemsize), word)
+    step = max(1, _IN_CACHE // size)
+    for begin in range(0, len(data), step):
+        words = np.ascontiguousarray(data[begin : begin + step]).view(word).reshape(-1, size // run, found.shape[3])
+        for i, shift in enumerate(shifts):
+            found[begin : begin + step, :, i] = words >> shift & mask
+    return found.view(np.uint8).reshape(len(data), -1)
+
+
+def _trits(data: np.ndarray, digits: int) -> np.ndarray:
+    """Base-3 digits of bytes, which are fractions: uint8 [rows, blocks, columns]. First the first of all bytes."""
+    shifted = data[:, :, None] * np.array([1, 3, 9, 27, 81][:digits], np.uint8)[:, None]  # modulo 256
+    return (shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(*data.shape[:2], -1)
+
+
+def _q1_0(b: Blocks) -> Coded:
+    return Coded(_fields(b[:, :, 2:], 1, 1).view(np.int8) * np.int8(2) - np.int8(1), _half(b, 0), None, 128)
+
+
+def _q2_0(b: Blocks) -> Coded:
+    d = _half(b, 0)
+    return Coded(_fields(b[:, :, 2:], 2, 1), d, np.ones_like(d), 4 * (b.shape[2] - 2))
+
+
+def _q4_0(b: Blocks) -> Coded:
+    d = _half(b, 0)
+    return Coded(_fields(b[:, :, 2:], 4, 16), d, np.full_like(d, 8), 32)
+
+
+def _q4_1(b: Blocks) -> Nested:
+    return _with_offsets(_fields(b[:, :, 4:], 4, 16), _half(b, 0), _half(b, 2))
+
+
+def _q5_0(b: Blocks) -> Coded:
+    d = _half(b, 0)
+    return Coded(_fields(b[:, :, 6:], 4, 16) | _fields(b[:, :, 2:6], 1, 1) << 4, d, np.full_like(d, 16), 32)
+
+
+def _q5_1(b: Blocks) -> Nested:
+    return _with_offsets(_fields(b[:, :, 8:], 4, 16) | _fields(b[:, :, 4:8], 1, 1) << 4, _half(b, 0), _half(b, 2))
+
+
+def _with_offsets(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> Nested:
+    """Groups of 32 that each are a super-block."""
+    unit = np.stack([scale, offset])
+    return Nested(codes, np.ones(unit.shape, np.int8), unit, 32, 32)
+
+
+def _q8_0(b: Blocks) -> Coded:
+    return Coded(np.ascontiguousarray(b[:, :, 2:]).view(np.int8).reshape(len(b), -1), _half(b, 0), None, 32)
+
+
+def _q2_k(b: Blocks) -> Nested:
+    scale = np.stack([b[:, :, :16] & 15, b[:, :, :16] >> 4]).reshape(2, len(b), -1)
+    return Nested(_fields(b[:, :, 16:80], 2, 32), scale.view(np.int8), _units(b, 80), 16, 256)
+
+
+def _q3_k(b: Blocks) -> Nested:
+    codes = _fields(b[:, :, 32:96], 2, 32) | _fields(b[:, :, :32], 1, 32) << 2
+    low = np.concatenate([b[:, :, 96:104] & 15, b[:, :, 96:104] >> 4], axis=2)
+    high = np.concatenate([b[:, :, 104:108] >> np.uint8(shift) & 3 for shift in (0, 2, 4, 6)], axis=2)
+    scale = (low | high << 4).view(np.int8) - np.int8(32)
+    return Nested(codes.view(np.int8) - np.int8(4), scale.reshape(1, len(b), -1), _half(b, 108)[None], 16, 256)
+
+
+def _q4_k(b: Blocks) -> Nested:
+    return Nested(_fields(b[:, :, 16:], 4, 32), _six_bits(b[:, :, 4:16]), _units(b, 0), 32, 256)
+
+
+def _q5_k(b: Blocks) -> Nested:
+    codes = _fields(b[:, :, 48:], 4, 32) | _fields(b[:, :, 16:48], 1, 32) << 4
+    return Nested(codes, _six_bits(b[:, :, 4:16]), _units(b, 0), 32, 256)
+
+
+def _q6_k(b: Blocks) -> Nested:
+    codes = _fields(b[:, :, :128], 4, 64) | _fields(b[:, :, 128:192], 2, 32) << 4
+    scale = np.ascontiguousarray(b[:, :, 192:208]).view(np.int8).reshape(1, len(b), -1)
+    return Nested(codes.view(np.int8) - np.int8(32), scale, _half(b, 208)[None], 16, 256)
+
+
+def _units(b: Blocks, at: int) -> np.ndarray:
+    """Of scales, and of minima, which are taken off: float32 [2, rows, blocks]."""
+    return np.stack([_half(b, at), -_half(b, at + 2)])
+
+
+def _six_bits(s: np.ndarray) -> np.ndarray:
+    """Eight scales and eight minima in twelve bytes: int8 [2, rows, groups]."""
+    scale, least, rest = s[:, :, 0:4], s[:, :, 4:8], s[:, :, 8:12]
+    first = np.stack([scale & 63, least & 63])
+    second = np.stack([rest & 15 | scale >> 6 << 4, rest >> 4 | least >> 6 << 4])
+    return np.concatenate([first, second], axis=3).view(np.int8).reshape(2, len(s), -1)
+
+
+def _tq1_0(b: Blocks) -> Coded:
+    codes = np.concatenate([_trits(b[:, :, :32], 5), _trits(b[:, :, 32:48], 5), _trits(b[:, :, 48:52], 4)], axis=2)
+    d = _half(b, 52)
+    return Coded(codes.reshape(len(b), -1), d, np.ones_like(d), 256)
+
+
+def _tq2_0(b: Blocks) -> Coded:
+    d = _half(b, 64)
+    return Coded(_fields(b[:, :, :64], 2, 32), d, np.ones_like(d), 256)
+
+
+def _mxfp4(b: Blocks) -> Codebook:
+    values = np.array(codec("mxfp4")._FORMAT.values, np.float32)
+    with np.errstate(over="ignore"):
+        scale = np.exp2(b[:, :, 0].astype(np.float32) - 127)
+    return Codebook(_fields(b[:, :, 1:], 4, 16), values, scale, 32)
+
+
+def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
+    """bitnet.cpp's ternary matrix: a quarter of a byte per weight, then one float32 scale in 32 bytes.
+
+    Columns come in runs of 128, the first 32 of them in the highest bits (the layout of x86 builds, which published
+    files have). CorruptModelError for a code that means nothing.
+    """
+    codes = _fields(data[:-32].reshape(-1, 1, 32), 2, 32).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
+    scale = data[-32:-28].copy().view("<f4")
+    if codes.max() > 2 or not np.isfinite(scale).all():
+        raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")
+    return Coded(codes.view(np.int8) - np.int8(1), np.broadcast_to(scale[:, None], (shape[0], 1)))
+
+
+# By ggml's number. Two layouts share the number of Q2_0: its blocks have 64 weights, or 128.
+TYPES = {
+    2: Type("Q4_0", 32, 18, _q4_0, "q4g32"),
+    3: Type("Q4_1", 32, 20, _q4_1, "q4g32s32m"),
+    6: Type("Q5_0", 32, 22, _q5_0, "q5g32"),
+    7: Type("Q5_1", 32, 24, _q5_1, "q5g32s32m"),
+    8: Type("Q8_0", 32, 34, _q8_0, "q8g32"),
+    10: Type("Q2_K", 256, 84, _q2_k, "q2g16s256m"),
+    11: Type("Q3_K", 256, 110, _q3_k, "q4g16s256"),
+    12: Type("Q4_K", 256, 144, _q4_k, "q4g32s256m"),
+    13: Type("Q5_K", 256, 176, _q5_k, "q5g32s256m"),
+    14: Type("Q6_K", 256, 210, _q6_k, "q6g16s256"),
+    34: Type("TQ1_0", 256, 54, _tq1_0, _ternary_at(52)),
+    35: Type("TQ2_0", 256, 66, _tq2_0, _ternary_at(64)),
+    39: Type("MXFP4", 32, 17, _mxfp4, _floating),
+    41: Type("Q1_0", 128, 18, _q1_0, "b1g128"),
+    42: Type("Q2_0", 64, 18, _q2_0, _ternary),
+}
+Q2_0_WIDE = Type("Q2_0", 128, 34, _q2_0, _ternary)
+
+UNREADABLE = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M", 31: "Q4_0_4_4",
+    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "I2_S", 37: "I8_S", 38: "TL1", 40: "NVFP4", 142: "PQ2_0", 143: "PTQ1_0",
+}  # fmt: skip

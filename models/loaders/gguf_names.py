@@ -1,0 +1,268 @@
+"""What GGUF metadata says of a model, as a configuration and tensor names in Hugging Face's words.
+
+One table row per architecture. What changes a model's results and is not known here is refused by its key. Sources:
+llama.cpp's llama-arch.cpp and its converter, for names; its models, for what an architecture does without saying so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+
+__all__ = ["Model", "model_of"]
+
+Metadata = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names."""
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    layer: dict[str, str] = field(default_factory=dict)
+
+
+NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
+RELU2 = {"hidden_act": "relu2"}  # which files do not say
+GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+ARCHS = {
+    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),  # the converter has added the 1
+    "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "llama": Arch("llama", NEIGHBOURS),
+    "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
+    "bitnet-25": Arch("bitnet", RELU2),
+    "bitnet-b1.58": Arch("bitnet", RELU2),
+    "minicpm": Arch("minicpm", NEIGHBOURS),
+    "phi3": Arch("phi3", layer={"ffn_up": "mlp.gate_up_proj"}),
+    "qwen2": Arch("qwen2"),
+    "qwen3": Arch("qwen3"),
+}
+TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
+
+# Keys of an architecture, without its name, that change results. By value: what is the same as their absence.
+CHANGING = {
+    "expert_count": 0,
+    "use_parallel_residual": False,
+    "attention.causal": True,
+    "attention.scale": 0.0,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.temperature_length": 0,
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+    "embedding_scale": 0.0,
+    "residual_scale": 0.0,
+    "logit_scale": 0.0,
+    "pooling_type": 0,
+    "nextn_predict_layers": 0,
+}
+HANDLED = {
+    "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
+    "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
+}
+SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
+
+
+@dataclass(frozen=True)
+class Model:
+    """names: a tensor's name in the file -> its logical one. factors: -> the tensor that scales it."""
+
+    names: dict[str, str]
+    factors: dict[str, str]
+    bitnet: bool
+    notes: list[str]
+    config: Callable[[Callable[[str], np.ndarray]], dict[str, Any]]
+
+
+def model_of(metadata: Metadata, shapes: Shapes) -> Model:
+    """The model that metadata and tensors' shapes describe. ``config`` reads tensors of floats by their names.
+
+    Raises UnsupportedModelError for an architecture or a key that lutra does not run, CorruptModelError for values
+    that make no model.
+    """
+    name = metadata.get("general.architecture")
+    arch = ARCHS.get(name) if isinstance(name, str) else None
+    if arch is None:
+        raise UnsupportedModelError(
+            f"lutra does not run GGUF models of architecture {name!r:.80}", f"It runs {', '.join(ARCHS)}."
+        )
+    keys = _Keys(metadata, str(name))
+    _refuse_changes(keys)
+    names, factors = _names(arch, shapes)
+
+    def config(floats: Callable[[str], np.ndarray]) -> dict[str, Any]:
+        return _config(arch, keys, shapes, floats)
+
+    notes = [f"GGUF architecture {name}"]
+    return Model(names, factors, str(name).startswith("bitnet"), notes, config)
+
+
+class _Keys:
+    """The metadata of one architecture."""
+
+    def __init__(self, metadata: Metadata, arch: str):
+        self.metadata, self.arch = metadata, arch
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.metadata.get(f"{self.arch}.{key}", default)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise CorruptModelError(f"the file says {self.arch}.{key} is {value!r:.80}", "Download it again.")
+        return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, default)
+        if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
+            value = value[0].item()  # the same for every layer
+        if isinstance(value, np.ndarray):
+            raise UnsupportedModelError(f"lutra runs no model whose {self.arch}.{key} differs between layers")
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise CorruptModelError(f"the file says {self.arch}.{key} is {value!r:.80}", "Download it again.")
+        return value
+
+
+def _refuse_changes(keys: _Keys) -> None:
+    """What would make another model of it."""
+    for key in keys.metadata:
+        if key.startswith("prism."):
+            raise UnsupportedModelError(
+                f"this GGUF file asks for {key!r:.80}, which lutra does not know",
+                "Its weights mean nothing without: use the model's release as safetensors.",
+            )
+    for key, same in CHANGING.items():
+        value = keys.get(key, same)
+        if key not in HANDLED.get(keys.arch, ()) and value != same:
+            raise UnsupportedModelError(f"lutra does not run GGUF models with {keys.arch}.{key} = {value!r:.40}")
+
+
+def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
+    """Logical names of all tensors but those that belong to the configuration, and the factors of some."""
+    names, factors = {}, {}
+    for name in shapes:
+        stem, _, kind = name.rpartition(".")
+        layer = re.fullmatch(r"blk\.(\d{1,4})\.(\w+)", stem)
+        if kind == "scale" and f"{stem}.weight" in shapes:
+            factors[f"{stem}.weight"] = name
+        elif layer:
+            own = arch.layer.get(layer[2]) or LAYER.get(layer[2], layer[2])
+            names[name] = f"model.layers.{int(layer[1])}.{own}.{kind}"
+        elif stem not in TABLES:
+            names[name] = f"{WHOLE.get(stem, stem)}.{kind}"
+    return names, factors
+
+
+def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
+    head_dim = keys.size("attention.key_length", hidden // heads)
+    if keys.size("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
+    turning = keys.size("rope.dimension_count", head_dim)
+    config = {
+        "model_type": arch.model_type,
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.size("block_count"),
+        "intermediate_size": keys.size("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.size("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.size("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "vocab_size": shapes.get("token_embd.weight", (0,))[0] or keys.size("vocab_size"),
+        "rope_theta": float(keys.number("rope.freq_base", 10000.0)),
+        "partial_rotary_factor": turning / head_dim,
+        "rope_scaling": _scaling(keys, shapes, floats),
+        "sliding_window": keys.get("attention.sliding_window") or None,
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "torch_dtype": "float32",
+        **arch.config,
+    }
+    if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
+        config["hidden_act"] = activation
+    if keys.arch == "minicpm":
+        config |= _minicpm(keys, config)
+    if keys.arch in ("gemma2", "gemma3"):
+        config |= _gemma(keys, config)
+    return config
+
+
+def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    wide = (keys.arch, config["num_hidden_layers"]) in SCALED
+    width = config["hidden_size"] / config["num_attention_heads"] if wide else config["head_dim"]
+    scale = keys.number("attention.scale", 0.0)
+    names = ("attn_logit_softcapping", "final_logit_softcapping")
+    caps = {name: value for name in names if (value := keys.get(name)) is not None}
+    local: dict[str, Any] = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        local["layer_types"] = ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]
+    elif pattern is not None:
+        local["sliding_window_pattern"] = pattern
+    return {"query_pre_attn_scalar": scale**-2 if scale else width, **caps, **local}
+
+
+def _minicpm(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "scale_emb": keys.number("embedding_scale"),
+        "scale_depth": keys.number("residual_scale") * math.sqrt(config["num_hidden_layers"]),
+        "dim_model_base": config["hidden_size"] / keys.number("logit_scale"),
+    }
+
+
+def _scaling(keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -> dict[str, Any] | None:
+    """What rope_scaling would say, or None."""
+    original = keys.get("rope.scaling.original_context_length")
+    kind = keys.get("rope.scaling.type", "none")
+    if "rope_freqs.weight" in shapes:
+        return {"rope_type": "factors", "factors": floats("rope_freqs.weight").tolist()}
+    if "rope_factors_short.weight" in shapes:
+        return {
+            "rope_type": "longrope",
+            "short_factor": floats("rope_factors_short.weight").tolist(),
+            "attention_factor": keys.number("rope.scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": original,
+        }
+    factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    if kind == "yarn":
+        said = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+        if keys.get("rope.scaling.yarn_log_multiplier"):
+            raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.yarn_log_multiplier")
+        if (magnitude := keys.get("rope.scaling.attn_factor")) is not None:
+            said["attention_factor"] = (0.1 * math.log(factor) + 1.0) * magnitude
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **said}
+    if kind in ("none", "linear"):
+        return {"rope_type": "linear", "factor": factor} if factor not in (0.0, 1.0) else None
+    raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.type {kind!r:.40}")

@@ -1,0 +1,7 @@
+#define BITS 4
+#define NESTED 32
+#define OFFSETS 1
+#define WHOLE 0
+#include "uniform.h"
+
+LT_KERNEL(linear_q4m32, linear_units, linear_run);

@@ -1,0 +1,189 @@
+"""Recipes for tiny GGUF files, written by gguf-py, llama.cpp's own library, from transformers' random models.
+
+A matrix becomes a type's blocks, and what gguf-py reads in these becomes the model's weight: so the model returned is
+the reference, in float32 and eval mode. Importing this needs torch, transformers, accelerate and gguf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from checkpoints import randomized
+from gguf import GGMLQuantizationType as Type
+
+SHAPE = dict(
+    vocab_size=128,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+)
+# Where float16 numbers stand in the blocks of types that gguf-py only reads, and how large they are.
+RANDOM = {
+    "Q2_K": {80: 0.01, 82: 0.01},
+    "Q3_K": {108: 0.002},
+    "Q4_K": {0: 0.0005, 2: 0.003},
+    "Q5_K": {0: 0.0002, 2: 0.002},
+    "Q6_K": {208: 0.00002},
+    "Q1_0": {0: 0.03},
+    "Q2_0": {0: 0.03},
+}
+# Types that gguf-py lacks: weights and bytes of a block, ggml's number.
+SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
+ARCHS = {
+    "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
+    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
+    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
+    "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
+}
+Model = transformers.PreTrainedModel
+
+
+def model(arch: str, seed: int = 0, **config: Any) -> Model:
+    """A random model of transformers."""
+    made, architecture, _ = ARCHS[arch]
+    return randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+
+
+def write(
+    path: Path,
+    model: Model,
+    types: Sequence[str],
+    *,
+    arch: str | None = None,
+    keys: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    split: int = 0,
+) -> Model:
+    """Write the model, its matrices in these types by turns; returns it with the weights that were written.
+
+    arch: the file's name of the architecture. keys: more of its metadata. tensors: more of them. split: tensors a file.
+    """
+    config = model.config
+    known = ARCHS[config.model_type][2]
+    name = arch or gguf.MODEL_ARCH_NAMES[known]
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
+    _metadata(writer, config)
+    for key, value in (keys or {}).items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        writer.add_string(key, value) if isinstance(value, str) else add(key, value)
+    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
+    for tensor, values in state.items():
+        if tensor == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stored = permuted(tensor, values.numpy(), config) if name in ("llama", "minicpm") else values.numpy()
+        type = "F32"
+        if stored.ndim == 2:
+            type, turn = types[turn % len(types)], turn + 1
+        if name.startswith("gemma") and stored.ndim == 1:
+            stored = stored + 1
+        data, read = blocks(rng, stored, type)
+        known_as = tensor.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
+        new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
+        new = "output.weight" if tensor == "lm_head.weight" else new
+        assert new, tensor
+        if type in SIZES:  # as int8: of uint8 gguf-py would reckon the shape
+            writer.add_tensor(new, data.view(np.int8), values.shape, SIZES[type][2])  # type: ignore[arg-type]
+        else:
+            writer.add_tensor(new, data, raw_dtype=Type[type])
+        if name.startswith("gemma") and stored.ndim == 1:
+            read = read - 1
+        if name in ("llama", "minicpm"):
+            read = permuted(tensor, read, config, back=True)
+        state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
+    for tensor, values in (tensors or {}).items():
+        writer.add_tensor(tensor, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+
+
+def permuted(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:
+    """Rows of queries and keys as files of Llamas have them: RoPE's pairs side by side, not in halves."""
+    for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if f"{part}." in name:
+            pairs = values.reshape(heads, *((-1, 2) if back else (2, -1)), *values.shape[1:])
+            return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+    return values
+
+
+def blocks(rng: np.random.Generator, values: np.ndarray, type: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a file stores of these values, or of others where gguf-py cannot write the type; and what that means."""
+    if type in ("TQ1_0", "TQ2_0", "I2_S"):
+        scale = np.float16(0.04).astype(np.float32)
+        values = rng.integers(-1, 2, values.shape).astype(np.float32) * scale
+    if type == "I2_S":
+        return i2_s(values), values
+    if type in SIZES:
+        return _own(rng, values.shape, type)
+    known = Type[type]
+    if type in RANDOM:
+        weights, size = gguf.GGML_QUANT_SIZES[known]
+        data = rng.integers(0, 256, (values.shape[0], values.shape[1] // weights, size), dtype=np.uint8)
+        _put_halves(rng, data, RANDOM[type])
+        data = data.reshape(values.shape[0], -1)
+    else:
+        data = gguf.quants.quantize(values, known)
+    return data, gguf.quants.dequantize(data, known).astype(np.float32)
+
+
+def _put_halves(rng: np.random.Generator, data: np.ndarray, halves: dict[int, float]) -> None:
+    for at, size in halves.items():
+        data[:, :, at : at + 2] = (size * rng.uniform(0.5, 1.5, (*data.shape[:2], 1))).astype("<f2").view(np.uint8)
+
+
+def _own(rng: np.random.Generator, shape: tuple[int, ...], type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Q1_0 and Q2_0, which gguf-py does not know: a float16, then codes from the lowest bits on."""
+    weights, size, _ = SIZES[type]
+    data = rng.integers(0, 256, (shape[0], shape[1] // weights, size), dtype=np.uint8)
+    _put_halves(rng, data, RANDOM[type[:4]])
+    scale = data[:, :, :2].copy().view("<f2").astype(np.float32)
+    bits = np.unpackbits(data[:, :, 2:], axis=2, bitorder="little").astype(np.float32)
+    codes = 2 * bits - 1 if type == "Q1_0" else bits[:, :, 0::2] + 2 * bits[:, :, 1::2] - 1
+    return data.reshape(shape[0], -1), (codes * scale).reshape(shape)
+
+
+def plain(type: str) -> str:
+    """The format of ours that is called as the type is."""
+    plain = {"Q4_0": "q4g32", "Q5_0": "q5g32", "Q5_1": "q5g32s32m", "Q2_K": "q2g16s256m", "MXFP4": "mxfp4"}
+    return plain.get(type) or (f"q{type[1]}g32s256m" if type.endswith("_K") else type)
+
+
+def i2_s(values: np.ndarray) -> np.ndarray:
+    """bitnet.cpp's ternary bytes: of 128 weights, number j in byte j % 32, its bits from 6 - 2 * (j // 32) on."""
+    scale = np.abs(values).max()
+    codes = (np.rint(values / scale) + 1).astype(np.uint8).reshape(-1, 4, 32)
+    data = codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
+    return np.concatenate([data.reshape(-1), np.array([scale], "<f4").view(np.uint8), np.zeros(28, np.uint8)])

@@ -1,0 +1,302 @@
+"""GGUF files: every tensor type, architecture and layout against gguf-py, transformers and llama.cpp."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lutra.models.loaders import open_checkpoint
+from lutra.runtime.errors import CorruptModelError, LutraError, ModelNotFoundError, UnsupportedModelError
+from lutra.runtime.formats import to_float32
+from lutra.runtime.model import Model
+from lutra.tools import peer_gguf
+from lutra.tools.convert import convert
+
+IDS = [1, 5, 9, 42, 77, 3]
+PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
+DENSE = ["F32", "F16", "BF16"]
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"]
+OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "I2_S"]
+
+
+@pytest.fixture(scope="module")
+def files() -> ModuleType:
+    """The module of recipes; importing it takes the real libraries, and seconds."""
+    for library in ("torch", "transformers", "accelerate", "gguf"):
+        pytest.importorskip(library)
+    import gguf_files
+
+    return gguf_files
+
+
+def agrees(path: Path, reference: Any, most: float = 0.03) -> set[str]:
+    """Check every tensor against the reference's, exactly, and the logits; the formats that were found."""
+    import gguf_files
+    import torch
+
+    with open_checkpoint(path) as checkpoint:
+        for name, parameter in reference.state_dict().items():
+            if name in checkpoint:
+                expected = parameter.numpy()
+                if checkpoint.config.get("rope_interleaved"):
+                    expected = gguf_files.permuted(name, expected, reference.config)
+                if checkpoint.config.get("norm_offset") == 0 and name.endswith("norm.weight"):
+                    expected = expected + 1
+                np.testing.assert_array_equal(to_float32(checkpoint.tensor(name)), expected, err_msg=name)
+        found = {checkpoint.dtype(name) for name in checkpoint.names() if len(checkpoint.shape(name)) == 2}
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].numpy()
+    with Model.load(path) as m:
+        got = m.session().logits(IDS)
+        assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 0.02  # a code of an activation can round otherwise
+    assert tiny.relative(got, expected) < most
+    return found
+
+
+FORMATS = {
+    "F16": "F16",
+    "Q8_0": "q8g32",
+    "Q4_1": "q4g32s32m",
+    "Q3_K": "q4g16s256",
+    "Q6_K": "q6g16s256",
+    "TQ1_0": "ternary",
+    "TQ2_0": "ternary",
+    "I2_S": "ternary",
+    "Q2_0": "q2g64",
+    "Q2_0 wide": "q2g128",
+    "Q1_0": "b1g128",
+}
+
+
+@pytest.mark.parametrize("type", [*DENSE, *QUANTIZED, *OWN])
+def test_types(type, tmp_path, files):
+    arch = "bitnet" if type == "I2_S" else "qwen2"
+    model = files.write(tmp_path / "x.gguf", files.model(arch, hidden_act="silu"), [type])
+    most = 0.06 if type == "I2_S" else 0.03  # one scale for all activations of a token
+    assert agrees(tmp_path / "x.gguf", model, most) <= {FORMATS.get(type) or files.plain(type)}
+
+
+GEMMA = dict(head_dim=64, sliding_window=5, tie_word_embeddings=True)
+MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
+ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
+    "gemma2, other caps": (
+        "gemma2",
+        GEMMA | dict(query_pre_attn_scalar=64, attn_logit_softcapping=3.0, final_logit_softcapping=0.5),
+        dict(
+            keys={
+                "gemma2.attention.sliding_window": 5,
+                "gemma2.attn_logit_softcapping": 3.0,
+                "gemma2.final_logit_softcapping": 0.5,
+            }
+        ),
+    ),
+    "gemma3": (
+        "gemma3_text",
+        GEMMA | dict(query_pre_attn_scalar=64, num_hidden_layers=7),
+        dict(keys={"gemma3.attention.sliding_window": 5}),
+    ),
+    "llama": ("llama", dict(tie_word_embeddings=True), {}),
+    "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen3": ("qwen3", dict(head_dim=128), {}),
+    "phi3": ("phi3", dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)), {}),
+    "bitnet, 2023": ("bitnet", dict(hidden_act="silu"), {}),
+    "bitnet, 2024": ("bitnet", {}, dict(arch="bitnet-25")),
+    "bitnet, 2025": ("bitnet", dict(tie_word_embeddings=False), dict(arch="bitnet-b1.58")),
+}
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_architectures(name, tmp_path, files):
+    arch, config, options = ARCHS[name]
+    types = ["TQ2_0", "F32", "I2_S", "TQ1_0"] if arch == "bitnet" else MIXED
+    model = files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
+    agrees(tmp_path / "x.gguf", model, 0.15)  # random models make much of how activations are rounded
+    exact = files.write(tmp_path / "y.gguf", files.model(arch, **config), DENSE, **options)
+    agrees(tmp_path / "y.gguf", exact, 1e-4)
+
+
+LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "gemma2": ("gemma2", GEMMA | dict(sliding_window=512, query_pre_attn_scalar=64), MIXED),
+    "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
+    "llama": ("llama", {}, MIXED),
+    "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
+    "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
+    "phi3": ("phi3", {}, ["Q8_0", "BF16"]),
+    "bitnet": ("bitnet", dict(hidden_act="silu", tie_word_embeddings=True), ["F16", "TQ1_0", "TQ2_0"]),
+}
+
+
+@pytest.mark.parametrize("name", LLAMA_CPP)
+def test_logits_of_llama_cpp(name, tmp_path, files):
+    from lutra.tools import bench_peers
+
+    try:
+        bench_peers.installed(PEER_PYTHON)
+    except LutraError as error:
+        pytest.skip(f"{error} (LUTRA_PEER_PYTHON can name another)")
+    arch, config, types = LLAMA_CPP[name]
+    files.write(tmp_path / "x.gguf", files.model(arch, **config), types)
+    child = Path(__file__).with_name("llama_logits.py")
+    out = tmp_path / "logits.npy"
+    subprocess.run([PEER_PYTHON, child, tmp_path / "x.gguf", out, *map(str, IDS)], check=True, capture_output=True)
+    with Model.load(tmp_path / "x.gguf") as m:
+        assert tiny.relative(m.session().logits(IDS)[-1], np.load(out)) < 0.05  # it quantizes activations its own way
+
+
+def test_split_files_are_one_model(tmp_path, files):
+    model = files.write(tmp_path / "x.gguf", files.model("qwen2"), MIXED, split=7)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 2
+    agrees(parts[1], model)
+    agrees(tmp_path, model)
+    parts[1].rename(tmp_path / "other")
+    with pytest.raises(ModelNotFoundError, match=f"lacks 1 of the {len(parts)} files"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "other").rename(parts[1])
+    parts[0].rename(tmp_path / "other")
+    parts[1].rename(parts[0])
+    (tmp_path / "other").rename(parts[1])
+    with pytest.raises(CorruptModelError, match="says it is file 1 of"):
+        open_checkpoint(tmp_path)
+
+
+def test_rope_factors_scale_the_frequencies(tmp_path, files):
+    """What llama3's scaling becomes in a file: a tensor of factors."""
+    scaling = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+    model = files.model("llama", rope_parameters=dict(rope_type="llama3", rope_theta=1e4, **scaling))
+    plain = 1e4 ** -(np.arange(0, 64, 2) / 64)
+    factors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert factors.max() > 7
+    files.write(tmp_path / "x.gguf", model, ["F32"], tensors={"rope_freqs.weight": factors})
+    agrees(tmp_path / "x.gguf", model, 1e-4)
+
+
+def test_scales_beside_bitnets_matrices(tmp_path, files):
+    """Which multiply what the matrix gives."""
+    import torch
+
+    model = files.model("bitnet", hidden_act="silu")
+    scales = {"blk.0.attn_q.scale": np.array([0.5], np.float32), "blk.1.ffn_down.scale": np.array([3], np.float32)}
+    files.write(tmp_path / "x.gguf", model, ["I2_S", "F32"], tensors=scales)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight *= 0.5
+        model.model.layers[1].mlp.down_proj.weight *= 3
+    agrees(tmp_path / "x.gguf", model, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("prism.hadamard.version", 1, "prism.hadamard.version"),
+        ("qwen2.expert_count", 8, "qwen2.expert_count = 8"),
+        ("qwen2.logit_scale", 0.5, "qwen2.logit_scale = 0.5"),
+        ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),
+        ("qwen2.hidden_activation", "gelu", "no activation 'gelu'"),
+        ("qwen2.rope.scaling.factor", "8", "rope.scaling.factor is '8'"),
+    ],
+)
+def test_keys_that_are_refused(key, value, said, tmp_path, files):
+    files.write(tmp_path / "x.gguf", files.model("qwen2", num_hidden_layers=1), ["F16"], keys={key: value})
+    with pytest.raises(LutraError, match=re.escape(said)):
+        Model.load(tmp_path / "x.gguf")
+
+
+# --- without the real libraries: files of random blocks ---------------------------------------------
+
+BITNET = dict(
+    model_type="bitnet",
+    hidden_size=256,
+    intermediate_size=256,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=80,
+    max_position_embeddings=64,
+)
+
+
+def synthetic(path: Path, type: str, **config: Any) -> bytes:
+    with path.open("wb") as f:
+        peer_gguf.plan("tiny", BITNET | config, type).write(f)
+    return path.read_bytes()
+
+
+def read_all(path: Path) -> None:
+    with open_checkpoint(path) as checkpoint:
+        for name in checkpoint.names():
+            checkpoint.tensor(name)
+
+
+@pytest.mark.parametrize("type", peer_gguf.PEERS)
+def test_what_the_bench_writes_for_llama_cpp_runs_here(type, tmp_path):
+    synthetic(tmp_path / "x.gguf", type, model_type="llama", num_key_value_heads=4)
+    with Model.load(tmp_path / "x.gguf") as m:
+        got = m.session().logits(IDS)
+        assert np.isfinite(got).all()
+        assert got.any()
+        assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 0.02
+    convert(tmp_path / "x.gguf", tmp_path / "packed")
+    with Model.load(tmp_path / "packed") as m:
+        np.testing.assert_array_equal(m.session().logits(IDS), got)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda b: b[:-100], CorruptModelError, "takes .* bytes, there are"),
+        (lambda b: b[:700], CorruptModelError, "ends .* bytes too early"),
+        (lambda b: b[:3] + b"E" + b[4:], UnsupportedModelError, "neither a Hugging Face"),
+        (lambda b: b[:4] + b"\1" + b[5:], UnsupportedModelError, "GGUF version 1"),
+        (lambda b: b[:4] + b"\0\0\0\3" + b[8:], UnsupportedModelError, "big-endian"),
+        (lambda b: b[:15] + b"\1" + b[16:], CorruptModelError, "claims .* tensors"),
+        (lambda b: b.replace(b"bitnet", b"mamba2"), UnsupportedModelError, "architecture 'mamba2'"),
+        (lambda b: b.replace(b"ffn_norm", b"ffn_nnnn"), UnsupportedModelError, "no tensor"),
+        (lambda b: b.replace(b"token_embd", b"token_type"), LutraError, "vocab_size|token_type"),
+        (lambda b: b.replace(b"general.name", b"prism.hadama"), UnsupportedModelError, "prism.hadama"),
+        (lambda b: b.replace(b"\x23\0\0\0", b"\x26\0\0\0"), UnsupportedModelError, "ggml's type TL1"),
+        (lambda b: b.replace(b"\x23\0\0\0", b"\x14\0\0\0"), UnsupportedModelError, "ggml's type IQ4_NL"),
+    ],
+)
+def test_files_that_are_refused(change, error, said, tmp_path):
+    data = synthetic(tmp_path / "x.gguf", "TQ2_0")
+    Model.load(tmp_path / "x.gguf").close()
+    (tmp_path / "x.gguf").write_bytes(change(data))
+    with pytest.raises(error, match=said):
+        Model.load(tmp_path / "x.gguf")
+
+
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 2300), st.integers(0, 255)), min_size=1, max_size=4),
+    length=st.none() | st.integers(0, 60_000),
+    type=st.sampled_from(["TQ2_0", "Q4_0", "Q2_K", "F16"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_damaged_files_end_in_named_errors(flips, length, type, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "x.gguf"
+    data = bytearray(synthetic(path, type))
+    for at, byte in flips:
+        data[at] = byte
+    path.write_bytes(data[:length])
+    tracemalloc.start()
+    try:
+        read_all(path)
+    except LutraError:
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < (4 << 20) + 16 * len(data)
