@@ -186,21 +186,23 @@ def test_a_story_model_tells_the_same_tokens(name: str, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_the_loader_makes(small: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    refusals = iter([None, UnsupportedModelError("no words for this")])
+
+    def made() -> dict[str, bytes]:
+        if refusal := next(refusals):
+            raise refusal
+        return {"tokenizer.model": b"made"}
+
     def opened(path: Path) -> Any:
         checkpoint = open_checkpoint(path)
         checkpoint.tokenizer_files = made
         return checkpoint
 
-    def refused() -> dict[str, bytes]:
-        raise UnsupportedModelError("no words for this")
-
     monkeypatch.setattr(converter, "open_checkpoint", opened)
-    made: Any = lambda: {"tokenizer.model": b"made"}
     (small / "tokenizer.model").write_bytes(b"of something else")
     assert convert(small, tmp_path / "a").warnings == ()
     assert (tmp_path / "a/tokenizer.model").read_bytes() == b"made"
     (small / "tokenizer.model").unlink()
-    made = refused
     (warning,) = convert(small, tmp_path / "b").warnings
     assert "no words for this" in warning
     assert not (tmp_path / "b/tokenizer.model").exists()
