@@ -274,13 +274,13 @@ def attend(
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
     norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated. scale: of scores;
-    None: head_dim ** -0.5. cap: as ops.attention's.
+    None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms:
         q, k = (ops.rms_norm(x, weight, eps=c.eps) for x, weight in zip((q, k), norms, strict=True))
-    q = ops.rope(q, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
-    k = ops.rope(k, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
+    if angles is not None:
+        q, k = (ops.rope(x, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved) for x in (q, k))
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
         q,

@@ -35,6 +35,7 @@ __all__ = [
     "pack_roles",
     "plan_roles",
     "read_packed",
+    "tensor_of",
     "tensors_of",
 ]
 
@@ -63,9 +64,14 @@ def names_of(arch: ModuleType, config: Any) -> Names:
     return names
 
 
+def tensor_of(stem: str) -> str:
+    """The tensor that one of NAMES means: that name's weight, unless it says which part."""
+    return stem if stem.endswith(".bias") else f"{stem}.weight"
+
+
 def is_kept(role: str) -> bool:
-    """Whether a matrix is not among those that are quantized: embedding, output, and what chooses experts."""
-    return role in ("embed", "head") or role.endswith(".router")
+    """Whether a matrix is not among those that are quantized: embeddings, output, and what chooses experts."""
+    return role in ("embed", "head", "positions") or role.endswith(".router")
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class Planned:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
         if self.each:
             return experts.stacked((p.pack(checkpoint) for p in self.each), len(self.each))  # type: ignore[misc]
-        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
         if self.format is None:
             return np.concatenate([to_float32(w) for w in weights])
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
@@ -114,7 +120,7 @@ class Planned:
 
     def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
-        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
         return np.concatenate([to_float32(w) for w in weights]), _bias(checkpoint, self.stems, weights)
 
 
@@ -141,7 +147,7 @@ def plan_roles(
     return [
         _planned(checkpoint, role, stems, kept.get(role) if is_kept(role) else others, ternary or formats.ternary())
         for role, stems in roles
-        if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
+        if role != "head" or not (tied or tensor_of(stems[0]) not in checkpoint)
     ]
 
 
@@ -173,14 +179,14 @@ def _planned(
 ) -> Planned:
     if isinstance(stems, Experts):
         return _planned_experts(checkpoint, role, stems, format, ternary)
-    tensors = [f"{stem}.weight" for stem in stems]
+    tensors = [tensor_of(stem) for stem in stems]
     for name in tensors:
         _require(checkpoint, name)
     shapes = [checkpoint.shape(name) for name in tensors]
     if len({(len(shape), *shape[1:]) for shape in shapes}) != 1 or len(shapes[0]) not in (1, 2):
         raise CorruptModelError(f"{role}: tensors of shapes {shapes} do not fit together")
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    biased = any(f"{stem}.bias" in checkpoint for stem in stems)
+    biased = any(f"{stem}.bias" in checkpoint and f"{stem}.bias" not in stems for stem in stems)
     if len(shape) == 1 and biased:
         raise UnsupportedModelError(f"{role} has a bias, which lutra adds to matrices only")
     if len(shape) == 1:
@@ -189,7 +195,7 @@ def _planned(
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
     format = _format_of(dtypes, shapes, ternary)
-    if role == "embed" and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+    if role in ("embed", "positions") and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
         format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
     return Planned(role, stems, shape, format, biased)
 

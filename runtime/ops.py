@@ -27,10 +27,13 @@ __all__ = [
     "gather",
     "gelu_tanh_mul",
     "kv_append",
+    "layer_norm",
     "line_up",
     "linear",
     "peak",
+    "positions",
     "quantize",
+    "relu",
     "relu2_mul",
     "rms_norm",
     "rope",
@@ -98,6 +101,21 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     runs = x.reshape(len(x), -1, len(weight))
     mean = np.mean(runs * runs, axis=-1, keepdims=True, dtype=f32)
     return (runs * (f32(1) / np.sqrt(mean + f32(eps))) * weight).reshape(x.shape)
+
+
+@op(_like)
+def layer_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). weight: the two, one after the other."""
+    n = x.shape[1]
+    deviation = x - np.mean(x, axis=1, keepdims=True, dtype=x.dtype)
+    variance = np.mean(deviation * deviation, axis=1, keepdims=True, dtype=x.dtype)
+    return deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]
+
+
+@op(lambda ids, state, **_: [(1, np.int32)])
+def positions(ids: Array, state: Any, *, offset: int) -> Array:
+    """Each row's position, counted from ``offset``: int32 [rows, 1]. ids only says how many rows."""
+    return (state.pos + offset + np.arange(len(ids), dtype=np.int32))[:, None]
 
 
 def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
@@ -306,6 +324,12 @@ def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up (SwiGLU: Shazeer 2020)."""
     with np.errstate(over="ignore"):
         return gate / (f32(1) + np.exp(-gate)) * up
+
+
+@op(_like)
+def relu(x: Array) -> Array:
+    """max(x, 0)"""
+    return np.maximum(x, 0)
 
 
 @op(_like)

@@ -193,6 +193,36 @@ def rms_norm(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {heads} x {cols}", ops.rms_norm, (Rows(x), weight), {"eps": eps}, bound)
 
 
+@register("layer_norm")
+def layer_norm(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, weight, eps = KINDS[kind](rng, n, cols), normal(rng, 2 * cols), 1e-5
+        y, wide = reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)
+        # The mean loses a rounding per term of a lane; a deviation that and its own; the variance twice a deviation's,
+        # and as many as the mean; y has a part of the deviation's, and of the variance's half.
+        terms, variance = (cols / LANES + 8) * EPS, wide.var(axis=1, keepdims=True)
+        lost = terms * np.abs(wide).mean(axis=1, keepdims=True) + 2 * EPS * np.abs(wide).max(axis=1, keepdims=True)
+        spread = 2 * np.sqrt(variance) * lost + lost**2 + terms * variance
+        scale = 1 / np.sqrt(variance + eps)
+        scaled = np.abs(y - weight[cols:])
+        relative = 8 * EPS + spread / (variance + eps)
+        bound = lost * scale * np.abs(weight[:cols]) + relative * scaled + 2 * EPS * np.abs(y) + 2 * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.layer_norm, (Rows(x), weight), {"eps": eps}, bound)
+
+
+@register("relu")
+def relu(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        yield Case(f"{kind} {n} x {cols}", ops.relu, (Rows(KINDS[kind](rng, n, cols)),), bound=np.zeros((n, cols)))
+
+
+@register("positions")
+def positions(rng: Rng) -> Iterator[Case]:
+    for n, pos in [(1, 0), (5, 7), (97, 4000)]:
+        args = (Rows(np.zeros((n, 1), np.int32)), Session(pos=pos))
+        yield Case(f"{n} rows from {pos}", ops.positions, args, {"offset": 2})
+
+
 @register("silu_mul")
 def silu_mul(rng: Rng) -> Iterator[Case]:
     edges = np.array([0, -0.0, 86.9, 87.1, 88.1, 100, -86.9, -87.1, -88.1, -100, 1e30, -1e30, 1e-45], f32)

@@ -209,7 +209,7 @@ class _Counter:
 
 
 def _warnings(checkpoint: Checkpoint, lossy: list[Planned]) -> Iterator[str]:
-    stored = {checkpoint.dtype(f"{stem}.weight") for p in lossy for stem in p.stems}
+    stored = {checkpoint.dtype(weights.tensor_of(stem)) for p in lossy for stem in p.stems}
     if rounded := sorted(stored - set(TENSOR_TYPES)):
         yield f"the source is low-bit already ({', '.join(rounded)}): quantizing it again loses more"
 

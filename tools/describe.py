@@ -170,7 +170,7 @@ def _grouped(
 
 
 def _stored(checkpoint: Checkpoint, planned: Planned) -> str:
-    return " + ".join(dict.fromkeys(checkpoint.dtype(f"{stem}.weight") for stem in planned.stems))
+    return " + ".join(dict.fromkeys(checkpoint.dtype(weights.tensor_of(stem)) for stem in planned.stems))
 
 
 def _nbytes(weight: weights.Weight | Planned) -> int:
