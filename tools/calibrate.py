@@ -19,7 +19,6 @@ import numpy as np
 
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint
-from lutra.models.tokenizer import load_tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats
 from lutra.runtime.errors import LutraError, UnsupportedModelError
@@ -42,7 +41,7 @@ class Calibration:
 
     def texts(self, checkpoint: Checkpoint, n_ctx: int) -> list[list[int]]:
         """The pieces as token ids, none longer than a model's n_ctx. Raises LutraError for an empty text."""
-        tokenizer = load_tokenizer(checkpoint.tokenizer_file or checkpoint.path, checkpoint.config)
+        tokenizer = checkpoint.tokenizer()
         length = min(self.length, n_ctx)
         size = CHARACTERS * length  # a long text is not tokenized as a whole
         samples = max(1, min(self.samples, len(self.text) // size))

@@ -15,7 +15,7 @@ import numpy as np
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.loaders.tensor import DTYPES
-from lutra.models.tokenizer import Tokenizer, load_tokenizer
+from lutra.models.tokenizer import Tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats, memory
 from lutra.runtime.cache import position_bytes
@@ -211,7 +211,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, or what is wrong with it."""
     try:
-        return load_tokenizer(checkpoint.tokenizer_file or checkpoint.path, checkpoint.config), []
+        return checkpoint.tokenizer(), []
     except ModelNotFoundError:
         return None, ["there is no tokenizer: only token ids go in"]
     except LutraError as error:
