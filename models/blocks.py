@@ -12,7 +12,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes"]
+__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes", "size"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -70,10 +70,10 @@ class Config:
         Raises CorruptModelError for values that make no model, UnsupportedModelError for ones lutra cannot run.
         """
         config = cls.DEFAULTS | config
-        heads = _size(config, "num_attention_heads")
-        kv_heads = _size(config, "num_key_value_heads", heads)
-        hidden = _size(config, "hidden_size")
-        head_dim = _size(config, "head_dim", hidden // heads)
+        heads = size(config, "num_attention_heads")
+        kv_heads = size(config, "num_key_value_heads", heads)
+        hidden = size(config, "hidden_size")
+        head_dim = size(config, "head_dim", hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise CorruptModelError(f"{heads} heads of {head_dim} cannot share {kv_heads} key-value heads")
         if head_dim > HEAD_DIM:
@@ -81,8 +81,8 @@ class Config:
         activation = config.get("hidden_act", "silu")
         if activation not in list(ACTIVATIONS):  # it may be anything
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
-        n_ctx = _size(config, "max_position_embeddings", 2048)
-        layers = _size(config, "num_hidden_layers")
+        n_ctx = size(config, "max_position_embeddings", 2048)
+        layers = size(config, "num_hidden_layers")
         rope = rope_of(config, head_dim)
         return cls(
             layers=layers,
@@ -90,8 +90,8 @@ class Config:
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate=_size(config, "intermediate_size"),
-            vocab=_size(config, "vocab_size"),
+            intermediate=size(config, "intermediate_size"),
+            vocab=size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
             windows=_windows(config, layers),
             eps=0.0 if config.get("rms_norm_eps") == 0 else factor(config, "rms_norm_eps", 1e-6),
@@ -120,7 +120,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+def size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A number of things that the configuration gives. CorruptModelError for anything else."""
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
@@ -131,12 +132,12 @@ def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     """Each layer's sliding window. Those that have one are listed, come by a pattern, or begin with a certain layer."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    window = _size(config, "sliding_window") if window else 0
+    window = size(config, "sliding_window") if window else 0
     if (kinds := config.get("layer_types")) is None:
         if (every := config.get("sliding_window_pattern")) is not None:
-            every = _size(config, "sliding_window_pattern")
+            every = size(config, "sliding_window_pattern")
             return tuple(window if (i + 1) % every else 0 for i in range(layers))
-        first = _size(config, "max_window_layers") if config.get("max_window_layers") else 0
+        first = size(config, "max_window_layers") if config.get("max_window_layers") else 0
         return tuple(window if i >= first else 0 for i in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
@@ -235,7 +236,7 @@ def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
         raise ValueError(f"{len(short)} factors for {len(frequency)} pairs")
     longest = int(config["max_position_embeddings"])
     original = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    original = _size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
+    original = size({"original_max_position_embeddings": original or longest}, "original_max_position_embeddings")
     factor = longest / original if original < longest else float(scaling.get("factor") or 1.0)
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
@@ -275,13 +276,13 @@ def attend(
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
     norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated. scale: of scores;
-    None: head_dim ** -0.5. cap: as ops.attention's.
+    None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms:
         q, k = (ops.rms_norm(x, weight, eps=c.eps) for x, weight in zip((q, k), norms, strict=True))
-    q = ops.rope(q, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
-    k = ops.rope(k, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved)
+    if angles is not None:
+        q, k = (ops.rope(x, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved) for x in (q, k))
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
         q,
@@ -298,5 +299,6 @@ def attend(
 
 def gated(c: Config, gate_up: Any) -> Any:
     """activation(gate) * up; gate_up: [rows, gate | up]."""
-    gate, up = ops.split(gate_up, c.intermediate, c.intermediate)
+    width = gate_up.shape[1] // 2
+    gate, up = ops.split(gate_up, width, width)
     return ACTIVATIONS[c.activation](gate, up)

@@ -227,45 +227,55 @@ class TextStream:
         return text
 
 
-def load_tokenizer(path: Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder, or a SentencePiece ``.model`` file by itself.
+def load_tokenizer(source: Path | Mapping[str, bytes], config: Mapping[str, Any] | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint folder, or one from the contents of such files by name.
 
     ``config`` stands in for the folder's ``config.json``. Raises ModelNotFoundError if there is no
     tokenizer here, CorruptModelError if a file is damaged, UnsupportedModelError for a kind of
     tokenizer that lutra does not read.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else None
-    files = _Files(folder, config)
-    backend = _load_backend(path, files)
+    files = _Files(source, config)
+    backend = _load_backend(files)
     named = files.named_tokens()
     bos_id = _bos_id(backend, files, named)
     return Tokenizer(
         backend,
         named=named,
         bos_id=bos_id,
-        eos_ids=_eos_ids(backend, files, named, bos_id),
+        eos_ids=_eos_ids(backend, files, named),
         adds_bos=_adds_bos(backend, files, bos_id),
         templates=files.templates(),
     )
 
 
 class _Files:
-    """The small JSON files beside a tokenizer; any of them may be missing."""
+    """A tokenizer's files, in a folder or in memory, and what the small JSON ones say; any may be missing."""
 
-    def __init__(self, folder: Path | None, config: Mapping[str, Any] | None):
-        self.folder = folder
-        self.config = config if config is not None else self._read("config.json")
-        self.generation = self._read("generation_config.json")
-        self.tokenizer = self._read("tokenizer_config.json")
-        self.special = self._read("special_tokens_map.json")
+    def __init__(self, source: Path | Mapping[str, bytes], config: Mapping[str, Any] | None):
+        self._source = source
+        self.config = config if config is not None else self._json("config.json")
+        self.generation = self._json("generation_config.json")
+        self.tokenizer = self._json("tokenizer_config.json")
+        self.special = self._json("special_tokens_map.json")
 
-    def _read(self, name: str) -> dict[str, Any]:
-        if self.folder is None or not (self.folder / name).is_file():
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None if there is no such file."""
+        if isinstance(self._source, Path):
+            return (self._source / name).read_bytes() if (self._source / name).is_file() else None
+        return self._source.get(name)
+
+    def place(self, name: str = "") -> str:
+        """Where it all lies, or one file, for messages."""
+        if isinstance(self._source, Path):
+            return str(self._source / name)
+        return f"the model's own {name}" if name else "the model's file"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        if (content := self.read(name)) is None:
             return {}
-        value = _parse_json(self.folder / name)
+        value = _parse_json(content, self.place(name))
         if not isinstance(value, dict):
-            raise CorruptModelError(f"{self.folder / name} is not a JSON object")
+            raise CorruptModelError(f"{self.place(name)} is not a JSON object")
         return value
 
     def named_tokens(self) -> dict[str, str]:
@@ -279,15 +289,15 @@ class _Files:
         return tokens
 
     def added_tokens(self) -> list[tuple[int, dict[str, Any]]]:
-        """(id, AddedToken fields) of tokens kept outside the vocabulary file, by id."""
-        texts = self._read("added_tokens.json")
+        """(id, AddedToken fields) of tokens listed outside the vocabulary file, by id."""
+        texts = self._json("added_tokens.json")
         listed: list[Any] = [(id, {"content": text}) for text, id in texts.items()]
         try:
             decoder = self.tokenizer.get("added_tokens_decoder") or {}
             listed += [(int(id), fields) for id, fields in decoder.items()]
             return sorted({id: _added_fields(id, fields) for id, fields in listed}.items())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CorruptModelError(f"damaged list of added tokens in {self.folder}") from error
+            raise CorruptModelError(f"damaged list of added tokens in {self.place()}") from error
 
     def templates(self) -> dict[str, str]:
         """Chat templates by name; a .jinja file goes before tokenizer_config.json."""
@@ -297,13 +307,12 @@ class _Files:
         try:
             found = {str(entry["name"]): str(entry["template"]) for entry in found}
         except (KeyError, TypeError) as error:
-            raise CorruptModelError(f"damaged chat_template in {self.folder}") from error
-        if self.folder is None:
-            return found
-        if (file := self.folder / "chat_template.jinja").is_file():
-            found = {"default": _read_text(file)}
-        for file in self.folder.glob("additional_chat_templates/*.jinja"):
-            found[file.stem] = _read_text(file)
+            raise CorruptModelError(f"damaged chat_template in {self.place()}") from error
+        if (content := self.read("chat_template.jinja")) is not None:
+            found = {"default": _decode(content, self.place("chat_template.jinja"))}
+        if isinstance(self._source, Path):
+            for file in self._source.glob("additional_chat_templates/*.jinja"):
+                found[file.stem] = _decode(file.read_bytes(), str(file))
         return found
 
 
@@ -315,16 +324,13 @@ def _added_fields(id: object, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: fields[key] for key in known if key in fields}
 
 
-def _load_backend(path: Path, files: _Files) -> Backend:
-    if files.folder is None:
-        if not path.is_file():
-            raise ModelNotFoundError(f"no tokenizer at {path}")
-        return _SentencePiece(path, files)
-    if (file := path / "tokenizer.json").is_file():
-        return _HuggingFace(file, files)
-    if (file := path / "tokenizer.model").is_file():
-        return _SentencePiece(file, files)
-    raise ModelNotFoundError(f"no tokenizer in {path}", hint="it should hold tokenizer.json or tokenizer.model")
+def _load_backend(files: _Files) -> Backend:
+    if (content := files.read("tokenizer.json")) is not None:
+        return _HuggingFace(content, files)
+    if (content := files.read("tokenizer.model")) is not None:
+        return _SentencePiece(content, files)
+    place = files.place()
+    raise ModelNotFoundError(f"no tokenizer in {place}", hint="it should hold tokenizer.json or tokenizer.model")
 
 
 def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | None:
@@ -337,15 +343,13 @@ def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | 
     return next(iter(_ids(files.config.get("bos_token_id"))), None)
 
 
-def _eos_ids(backend: Backend, files: _Files, named: Mapping[str, str], bos_id: int | None) -> frozenset[int]:
+def _eos_ids(backend: Backend, files: _Files, named: Mapping[str, str]) -> frozenset[int]:
     ids = _ids(files.generation.get("eos_token_id")) | _ids(files.config.get("eos_token_id"))
     text_config = files.config.get("text_config")
     if isinstance(text_config, dict):
         ids |= _ids(text_config.get("eos_token_id"))
     if isinstance(backend, _SentencePiece):
         ids |= _ids(backend.eos_id)
-        if files.folder is None and bos_id is not None:
-            ids.add(bos_id)  # llama2.c separates its stories with BOS, and stops at one
     ids |= _ids(backend.token_id(named.get("eos_token", "")))
     for token in _END_OF_TURN:
         ids |= _ids(backend.token_id(token))
@@ -370,17 +374,18 @@ class _HuggingFace:
 
     _tokenizer: Any  # as for sentencepiece, the library's types say less than ours
 
-    def __init__(self, path: Path, files: _Files):
+    def __init__(self, content: bytes, files: _Files):
         import tokenizers
 
-        self._tokenizer = _guard(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
+        place = files.place("tokenizer.json")
+        self._tokenizer = _guard(place, lambda: tokenizers.Tokenizer.from_buffer(content))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         for id, fields in files.added_tokens():
             if self.token_id(fields["content"]) is None:
                 self._tokenizer.add_tokens([tokenizers.AddedToken(**fields)])
                 if self.token_id(fields["content"]) != id:
-                    raise CorruptModelError(f"{path} leaves no room for added token {id}")
+                    raise CorruptModelError(f"{place} leaves no room for added token {id}")
         self._lock = threading.Lock()
         added = self._tokenizer.get_added_tokens_decoder()
         self.added: Mapping[str, int] = {token.content: id for id, token in added.items()}
@@ -428,9 +433,9 @@ class _SentencePiece:
     # normalizer_spec (field 3): add_dummy_prefix (field 3) = false. The library has no setter.
     _NO_PREFIX = b"\x1a\x02\x18\x00"
 
-    def __init__(self, path: Path, files: _Files):
-        self._proto = path.read_bytes()
-        self._model = self._load(path, self._proto)
+    def __init__(self, content: bytes, files: _Files):
+        self._proto, self._place = content, files.place("tokenizer.model")
+        self._model = self._load(content)
         self._legacy = bool(files.tokenizer.get("legacy", True))
         self._read_added(files)
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
@@ -440,7 +445,7 @@ class _SentencePiece:
 
     def _read_added(self, files: _Files) -> None:
         size = self._model.vocab_size()
-        hidden = [i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)]
+        hidden = {i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)}
         listed = files.added_tokens()
         self._beyond = {id: str(fields["content"]) for id, fields in listed if id >= size}
         # Gemma's turn marks are pieces of the model, which the library would match in any text.
@@ -450,33 +455,35 @@ class _SentencePiece:
             if id < size and id not in hidden and fields.get("special")
             if self._piece(id) == fields["content"]
         }
-        plain = {id for id, fields in listed if not fields.get("special", True)}
-        self.special_ids = frozenset({*hidden, *self._beyond, *marks.values()} - plain)
+        plain = {id: str(fields["content"]) for id, fields in listed if not fields.get("special", True)}
+        self.special_ids = frozenset({*hidden, *self._beyond, *marks.values()} - plain.keys())
         self.added: Mapping[str, int] = {
             **{self._piece(id): id for id in hidden},
             **{text: id for id, text in self._beyond.items()},
             **marks,
+            **{text: id for id, text in plain.items()},
         }
         self.vocab_size = max([size, *(id + 1 for id in self._beyond)])
-        self._control, self._marks = _any_of(self.added), _any_of(marks)
+        self._plain = frozenset(plain.values())  # matched in any text
+        self._strips = frozenset(fields["content"] for _, fields in listed if fields.get("rstrip"))
+        self._every, self._seen = _splitter(self.added), _splitter({*self._plain, *marks})
 
-    @staticmethod
-    def _load(path: Path, proto: bytes) -> Any:
+    def _load(self, proto: bytes) -> Any:
         import sentencepiece
 
         if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", proto):
             raise UnsupportedModelError(
-                f"{path} is a tiktoken vocabulary, not SentencePiece",
+                f"{self._place} is a tiktoken vocabulary, not SentencePiece",
                 hint="use the checkpoint's tokenizer.json",
             )
-        model = _guard(path, lambda: sentencepiece.SentencePieceProcessor(model_proto=proto))
+        model = _guard(self._place, lambda: sentencepiece.SentencePieceProcessor(model_proto=proto))
         if not proto or not model.vocab_size():
-            raise CorruptModelError(f"{path} holds no vocabulary")
+            raise CorruptModelError(f"{self._place} holds no vocabulary")
         return model
 
     @cached_property
     def _unprefixed(self) -> Any:
-        return self._load(Path("tokenizer.model"), self._proto + self._NO_PREFIX)
+        return self._load(self._proto + self._NO_PREFIX)
 
     def _drops_space(self) -> bool:
         """Whether the model puts a space before a text, which decoding takes away again."""
@@ -484,16 +491,17 @@ class _SentencePiece:
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
         ids: list[int] = []
-        parts = (self._control if parse_special else self._marks).split(text)
-        for index, part in enumerate(parts):
+        spaced, stripped = start, False
+        for index, part in enumerate((self._every if parse_special else self._seen)(text)):
             if index % 2 == 0:
-                # "legacy" models were trained with a space after every control token too.
-                spaced = start if index == 0 else self._legacy and parse_special
-                ids += self._pieces(part, spaced)
-            elif parse_special:
+                ids += self._pieces(part.lstrip() if stripped else part, spaced)
+            elif parse_special or part in self._plain:
                 ids.append(self.added[part])
+                # "legacy" models were trained with a space after every added token too.
+                spaced, stripped = self._legacy, part in self._strips
             else:  # in two, so that the library cannot see the piece it is
                 ids += self._pieces(part[:1], start and not ids) + self._pieces(part[1:], False)
+                spaced = stripped = False
         return ids
 
     def _piece(self, id: int) -> str:
@@ -522,10 +530,30 @@ class _SentencePiece:
         return piece.replace("\u2581", " ").encode()
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that splits a text at ``tokens`` and keeps them; the longest goes first."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+def _splitter(tokens: Iterable[str]) -> Callable[[str], list[str]]:
+    """A function that parts a text at ``tokens``, the longest first: every second part is one of them.
+
+    No regular expression of all tokens: hostile vocabularies have hundreds of thousands.
+    """
+    known = frozenset(tokens)
+    lengths: dict[str, list[int]] = {}
+    for length, first in sorted({(len(token), token[0]) for token in known}, reverse=True):
+        lengths.setdefault(first, []).append(length)
+    candidate = re.compile(f"[{''.join(map(re.escape, lengths))}]" if lengths else "(?!)")
+
+    def split(text: str) -> list[str]:
+        parts, begin, at = [], 0, 0
+        while found := candidate.search(text, at):
+            at = found.start()
+            ends = (at + length for length in lengths[text[at]])
+            end = next((end for end in ends if text[at:end] in known), at)
+            if end > at:
+                parts += [text[begin:at], text[at:end]]
+                begin = end
+            at = max(end, at + 1)
+        return [*parts, text[begin:]]
+
+    return split
 
 
 Step = Callable[[str], "str | bytes"]
@@ -590,25 +618,25 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
-def _read_text(path: Path) -> str:
+def _decode(content: bytes, place: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return content.decode()
     except UnicodeDecodeError as error:
-        raise CorruptModelError(f"{path} is not UTF-8 text") from error
+        raise CorruptModelError(f"{place} is not UTF-8 text") from error
 
 
-def _parse_json(path: Path) -> Any:
+def _parse_json(content: bytes, place: str) -> Any:
     try:
-        return json.loads(_read_text(path))
+        return json.loads(_decode(content, place))
     except (ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{path} is not valid JSON: {error}") from error
+        raise CorruptModelError(f"{place} is not valid JSON: {error}") from error
 
 
-def _guard(path: Path, load: Callable[[], Any]) -> Any:
+def _guard(place: str, load: Callable[[], Any]) -> Any:
     """Run a library's loader; whatever it makes of a damaged file becomes CorruptModelError."""
     try:
         return load()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise CorruptModelError(f"{path} is damaged: {error}") from error
+        raise CorruptModelError(f"{place} is damaged: {error}") from error

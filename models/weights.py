@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
@@ -20,17 +21,21 @@ from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, rows, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, experts, rows, to_float32
 
 __all__ = [
     "VERSION",
+    "Experts",
     "Planned",
     "Weight",
     "by_layer",
     "header_of",
+    "is_kept",
+    "names_of",
     "pack_roles",
     "plan_roles",
     "read_packed",
+    "tensor_of",
     "tensors_of",
 ]
 
@@ -47,11 +52,35 @@ ROWS: dict[type, dict[str, int]] = {
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
+class Experts(tuple[tuple[str, ...], ...]):
+    """Among NAMES: for every expert, the tensors whose rows make up its matrix."""
+
+
+Names = Mapping[str, "tuple[str, ...] | Experts"]
+
+
+def names_of(arch: ModuleType, config: Any) -> Names:
+    """An architecture's NAMES: a table, or names(config) where the configuration decides them."""
+    names: Names = arch.names(config) if hasattr(arch, "names") else arch.NAMES
+    return names
+
+
+def tensor_of(stem: str) -> str:
+    """The tensor that one of NAMES means: that name's weight, unless it says which part."""
+    return stem if stem.endswith(".bias") else f"{stem}.weight"
+
+
+def is_kept(role: str) -> bool:
+    """Whether a matrix is not among those that are quantized: embeddings, output, and what chooses experts."""
+    return role in ("embed", "head", "positions") or role.endswith(".router")
+
+
 @dataclass(frozen=True)
 class Planned:
     """A role's weight before it is packed: all that headers alone tell.
 
-    stems: the tensors whose rows it joins. format: that of a matrix; None for a vector, which stays float32.
+    stems: the tensors whose rows it joins. format: that of a matrix; None for a vector, which stays float32. each:
+    every expert's matrix, for a weight of experts.
     """
 
     role: str
@@ -59,6 +88,7 @@ class Planned:
     shape: tuple[int, ...]
     format: str | None
     biased: bool
+    each: tuple[Planned, ...] = ()
 
     def parts(self) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The tensors that store it in a packed file: name -> (dtype, shape)."""
@@ -81,7 +111,9 @@ class Planned:
 
     def pack(self, checkpoint: Checkpoint) -> Weight:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
-        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        if self.each:
+            return experts.stacked((p.pack(checkpoint) for p in self.each), len(self.each))  # type: ignore[misc]
+        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
         if self.format is None:
             return np.concatenate([to_float32(w) for w in weights])
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
@@ -89,7 +121,7 @@ class Planned:
 
     def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
-        weights = [checkpoint.tensor(f"{stem}.weight") for stem in self.stems]
+        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
         values, end = np.empty(self.shape, np.float32), 0
         for weight in weights:
             begin, end = end, end + weight.shape[0]
@@ -102,7 +134,7 @@ class Planned:
 
 def plan_roles(
     checkpoint: Checkpoint,
-    names: dict[str, tuple[str, ...]],
+    names: Names,
     layers: int,
     embed: str | None = None,
     ternary: str | None = None,
@@ -112,17 +144,18 @@ def plan_roles(
 
     embed: a format for the embedding and output matrices; None keeps what the checkpoint has, as all others do.
     ternary: a format for ternary matrices; None: the one that this CPU runs best.
-    others: a format for all matrices but embedding and output; it may lose something.
+    others: a format for all matrices but those that are kept (is_kept); it may lose something.
     A missing head is the embedding (tied); it is not given again. Raises CorruptModelError for tensors that are
     missing or do not fit together, UnsupportedModelError for tensors that no role asks for.
     """
     roles = list(_expand(names, layers))
-    _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in stems})
+    _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in _flat(stems)})
     tied = checkpoint.config.get("tie_word_embeddings")
+    kept = {"embed": embed, "head": embed}
     return [
-        _planned(checkpoint, role, stems, embed if role in ("embed", "head") else others, ternary or formats.ternary())
+        _planned(checkpoint, role, stems, kept.get(role) if is_kept(role) else others, ternary or formats.ternary())
         for role, stems in roles
-        if role != "head" or not (tied or f"{stems[0]}.weight" not in checkpoint)
+        if role != "head" or not (tied or tensor_of(stems[0]) not in checkpoint)
     ]
 
 
@@ -133,15 +166,35 @@ def pack_roles(checkpoint: Checkpoint, planned: Iterable[Planned]) -> Iterator[t
         checkpoint.release()
 
 
-def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], format: str | None, ternary: str) -> Planned:
-    tensors = [f"{stem}.weight" for stem in stems]
+def _flat(stems: tuple[str, ...] | Experts) -> tuple[str, ...]:
+    return tuple(stem for own in stems for stem in own) if isinstance(stems, Experts) else stems
+
+
+def _planned_experts(checkpoint: Checkpoint, role: str, stems: Experts, format: str | None, ternary: str) -> Planned:
+    each = tuple(_planned(checkpoint, role, own, format, ternary) for own in stems)
+    first = each[0]
+    if len({p.shape for p in each}) > 1 or first.format is None:
+        raise CorruptModelError(f"{role}: the experts have no matrices of one shape")
+    if len({p.format for p in each}) > 1 or any(p.biased for p in each):
+        raise UnsupportedModelError(f"{role}: lutra runs experts of one format, and without biases")
+    return Planned(
+        role, _flat(stems), (len(each), *first.shape), experts.name_of(first.format, role), biased=False, each=each
+    )
+
+
+def _planned(
+    checkpoint: Checkpoint, role: str, stems: tuple[str, ...] | Experts, format: str | None, ternary: str
+) -> Planned:
+    if isinstance(stems, Experts):
+        return _planned_experts(checkpoint, role, stems, format, ternary)
+    tensors = [tensor_of(stem) for stem in stems]
     for name in tensors:
         _require(checkpoint, name)
     shapes = [checkpoint.shape(name) for name in tensors]
     if len({(len(shape), *shape[1:]) for shape in shapes}) != 1 or len(shapes[0]) not in (1, 2):
         raise CorruptModelError(f"{role}: tensors of shapes {shapes} do not fit together")
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    biased = any(f"{stem}.bias" in checkpoint for stem in stems)
+    biased = any(f"{stem}.bias" in checkpoint and f"{stem}.bias" not in stems for stem in stems)
     if len(shape) == 1 and biased:
         raise UnsupportedModelError(f"{role} has a bias, which lutra adds to matrices only")
     if len(shape) == 1:
@@ -150,7 +203,7 @@ def _planned(checkpoint: Checkpoint, role: str, stems: tuple[str, ...], format: 
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
     format = _format_of(dtypes, shapes, ternary)
-    if role == "embed" and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+    if role in ("embed", "positions") and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
         format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
     return Planned(role, stems, shape, format, biased)
 
@@ -166,10 +219,16 @@ def _format_of(dtypes: list[str], shapes: list[tuple[int, ...]], ternary: str) -
     return rows.name_of([(shape[0], format) for shape, format in zip(shapes, each, strict=True)])
 
 
-def _expand(names: dict[str, tuple[str, ...]], layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _expand(names: Names, layers: int) -> Iterator[tuple[str, Any]]:
     for role, stems in names.items():
         for layer in range(layers) if "{}" in role else (0,):
-            yield role.format(layer), tuple(stem.format(layer) for stem in stems)
+            yield role.format(layer), _formatted(stems, layer)
+
+
+def _formatted(stems: Any, layer: int) -> Any:
+    if isinstance(stems, str):
+        return stems.format(layer)
+    return type(stems)(_formatted(stem, layer) for stem in stems)
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
@@ -248,7 +307,9 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
     try:
         header = json.loads(checkpoint.metadata["lutra"])
         version, table = header["version"], header["matrices"]
-        shapes = {role: (str(m["format"]), (int(m["shape"][0]), int(m["shape"][1]))) for role, m in table.items()}
+        shapes = {role: (str(m["format"]), tuple(int(n) for n in m["shape"])) for role, m in table.items()}
+        if not all(len(shape) in (2, 3) and min(shape) >= 0 for _, shape in shapes.values()):
+            raise ValueError("a weight of a shape that no matrix has")
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise CorruptModelError(f"{checkpoint.path} does not say how it is packed ({error!r})") from None
     if version != VERSION:
@@ -265,7 +326,7 @@ def read_packed(checkpoint: Checkpoint) -> dict[str, Weight]:
     return weights
 
 
-def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[int, int]) -> Packed:
+def _read_matrix(checkpoint: Checkpoint, role: str, format: str, shape: tuple[int, ...]) -> Packed:
     layout = formats.codec(format).layout(*shape)
     for part in layout:
         _require(checkpoint, f"{role}.{part}")
@@ -288,7 +349,8 @@ def by_layer(weights: Mapping[str, Weight | Planned], arch: ModuleType, config: 
             if weight is None or tuple(weight.shape) != shape:
                 found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
                 raise CorruptModelError(f"{role} {found}; the configuration says {shape}")
-            setattr(space.layers[layer] if "{}" in pattern else space, pattern.rpartition(".")[2], weight)
+            place = re.fullmatch(r"layers\.(\d+)\.(.*)", role)
+            setattr(space.layers[int(place[1])] if place else space, place[2] if place else role, weight)
     if not hasattr(space, "head"):
         space.head = space.embed
     return space

@@ -41,6 +41,7 @@ class Arg:
     offset: int
     cols: int
     stride: int
+    each: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class Op:
     floats: Sequence[float]
     outputs: bool
     joined: bool
+    times: int = 1
+    experts: int = 0
+    chosen: Arg | None = None
+
+
+def _set(target: Any, arg: Arg) -> None:
+    target.space, target.offset, target.cols, target.stride, target.each = (
+        arg.space,
+        arg.offset,
+        arg.cols,
+        arg.stride,
+        arg.each,
+    )
 
 
 def _feature_names() -> list[str]:
@@ -142,10 +156,13 @@ class Plan:
                 raise ValueError(f"{source.name} has more arguments or attributes than lt_op has room for")
             target.name = name
             for arg, value in zip(target.arg, source.args, strict=False):
-                arg.space, arg.offset, arg.cols, arg.stride = value.space, value.offset, value.cols, value.stride
+                _set(arg, value)
+            if source.chosen:
+                _set(target.chosen, source.chosen)
             target.dim[0 : len(source.ints)] = source.ints
             target.f[0 : len(source.floats)] = source.floats
             target.outputs, target.joined = source.outputs, source.joined
+            target.times, target.experts = source.times, source.experts
         found, failed = ffi.new("lt_plan **"), ffi.new("int32_t *")
         status = lib.lt_plan_new(engine.handle, table, len(ops), found, failed)
         if status == lib.LT_NO_KERNEL:

@@ -32,16 +32,20 @@ typedef struct lt_arg {
     int32_t space;
     int32_t cols;   /* elements in a row */
     int64_t stride; /* bytes from one row to the next */
+    int64_t each;   /* bytes from one expert's to the next, where it belongs to experts; else 0 */
 } lt_arg;
 
-enum { LT_MAX_ARGS = 8, LT_MAX_DIMS = 6, LT_MAX_FLOATS = 2 };
+enum { LT_MAX_ARGS = 8, LT_MAX_DIMS = 6, LT_MAX_FLOATS = 2, LT_MAX_EXPERTS = 1024 };
 
 typedef struct lt_op {
     const char *name; /* "linear_t5"; copied by lt_plan_new */
     lt_arg arg[8];    /* outputs first, then inputs, in the order of the op's Python signature */
     int32_t dim[6];   /* integer attributes, in that order */
     float f[2];       /* float attributes, in that order */
-    int32_t outputs;  /* 1: the op works on n_outputs rows, 0: on n_tokens rows */
+    int32_t outputs;  /* 1: the op works on n_outputs rows, 0: on n_tokens rows, */
+    int32_t times;    /* and on so many for each of these, >= 1 */
+    int32_t experts;  /* 0, or the number of matrices of which each row has chosen one: experts.h */
+    lt_arg chosen;    /* by which token which, then: int32 [n_tokens][choices] */
     int32_t joined;   /* 1: runs row by row in the same stage as the op before it, with no barrier between */
 } lt_op;
 
@@ -56,7 +60,7 @@ const char *lt_cpu_feature_name(int32_t bit); /* "avx2"; NULL past the last */
 int32_t lt_engine_new(int32_t threads, uint32_t features, lt_engine **engine);
 void lt_engine_free(lt_engine *engine); /* no plan of it may be running */
 
-/* On LT_NO_KERNEL, *failed is the index of the op that no kernel can run. */
+/* LT_BAD_ARGUMENT for more than LT_MAX_EXPERTS. On LT_NO_KERNEL, *failed is the index of the op that no kernel can run. */
 int32_t lt_plan_new(lt_engine *engine, const lt_op *ops, int32_t n_ops, lt_plan **plan, int32_t *failed);
 void lt_plan_free(lt_plan *plan);
 int32_t lt_plan_stages(const lt_plan *plan);

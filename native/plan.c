@@ -4,6 +4,7 @@
 
 #include "api.h"
 #include "engine.h"
+#include "experts.h"
 #include "kernels/kernel.h"
 
 /* Every kernel in the library, weakest first; generated from the file names in kernels/. */
@@ -49,6 +50,10 @@ int32_t lt_plan_new(lt_engine *engine, const lt_op *ops, int32_t n_ops, lt_plan 
     plan->engine = engine;
     plan->n_ops = n_ops;
     for (int32_t i = 0; i < n_ops; i++) {
+        if (ops[i].times < 1 || ops[i].experts > LT_MAX_EXPERTS) {
+            lt_plan_free(plan);
+            return LT_BAD_ARGUMENT;
+        }
         plan->ops[i] = ops[i];
         plan->kernels[i] = bind(ops[i].name, lt_engine_features(engine));
         if (plan->kernels[i] == NULL) {
@@ -91,15 +96,20 @@ typedef struct plan_job {
 
 static int32_t stage_units(const lt_job *job, int32_t stage) {
     const lt_plan *plan = ((const plan_job *)job)->plan;
-    int32_t op = plan->first[stage];
-    return plan->kernels[op]->units(&plan->ops[op], job->step);
+    const int32_t first = plan->first[stage];
+    const lt_op *op = &plan->ops[first];
+    const lt_kernel *kernel = plan->kernels[first];
+    return op->experts ? lt_experts_units(kernel, op, job->step) : kernel->units(op, job->step);
 }
 
 /* Joined ops work row by row on what the op before them made, so a range of rows goes through all of them. */
 static void stage_run(const lt_job *job, int32_t stage, int32_t begin, int32_t end) {
     const lt_plan *plan = ((const plan_job *)job)->plan;
-    for (int32_t op = plan->first[stage]; op < plan->first[stage + 1]; op++)
-        plan->kernels[op]->run(&plan->ops[op], job->step, begin, end);
+    for (int32_t i = plan->first[stage]; i < plan->first[stage + 1]; i++) {
+        const lt_op *op = &plan->ops[i];
+        if (op->experts) lt_experts_run(plan->kernels[i], op, job->step, begin, end);
+        else plan->kernels[i]->run(op, job->step, begin, end);
+    }
 }
 
 int32_t lt_plan_run(lt_plan *plan, const lt_step *step) {

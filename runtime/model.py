@@ -17,7 +17,7 @@ import numpy as np
 from lutra import native
 from lutra.models import weights as weights_of
 from lutra.models.loaders import Checkpoint, open_checkpoint
-from lutra.models.tokenizer import Tokenizer, load_tokenizer
+from lutra.models.tokenizer import Tokenizer
 from lutra.runtime import cache, memory
 from lutra.runtime import threads as threads_of_machine
 from lutra.runtime.errors import CorruptModelError, ModelClosedError, UnsupportedModelError
@@ -85,7 +85,7 @@ class Model:
         if checkpoint.kind == "lutra":
             weights = weights_of.read_packed(checkpoint)
         else:
-            planned = weights_of.plan_roles(checkpoint, arch.NAMES, config.layers)
+            planned = weights_of.plan_roles(checkpoint, weights_of.names_of(arch, config), config.layers)
             nbytes = sum(p.nbytes for p in planned if not p.mapped)
             memory.require(nbytes, "packing this model", "convert it: a converted model is mapped, not packed")
             weights = dict(weights_of.pack_roles(checkpoint, planned))
@@ -119,8 +119,7 @@ class Model:
         """The checkpoint's tokenizer. Raises a LutraError if it has none."""
         if self._checkpoint is None:
             raise UnsupportedModelError("this model was made without a tokenizer")
-        path = self._checkpoint.tokenizer_file or self._checkpoint.path
-        return load_tokenizer(path, self._checkpoint.config)
+        return self._checkpoint.tokenizer()
 
     @property
     def n_vocab(self) -> int:

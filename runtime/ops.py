@@ -23,20 +23,28 @@ __all__ = [
     "attention",
     "concat",
     "embed",
+    "experts",
+    "gather",
     "gelu_tanh_mul",
     "kv_append",
+    "layer_norm",
+    "line_up",
     "linear",
     "peak",
+    "positions",
     "quantize",
+    "relu",
     "relu2_mul",
     "rms_norm",
     "rope",
     "rope_angles",
+    "route",
     "scale",
     "scale_columns",
     "silu_mul",
     "soft_cap",
     "split",
+    "spread",
     "stream",
     "tail",
     "take_columns",
@@ -93,6 +101,21 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     runs = x.reshape(len(x), -1, len(weight))
     mean = np.mean(runs * runs, axis=-1, keepdims=True, dtype=f32)
     return (runs * (f32(1) / np.sqrt(mean + f32(eps))) * weight).reshape(x.shape)
+
+
+@op(_like)
+def layer_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). weight: the two, one after the other."""
+    n = x.shape[1]
+    deviation = x - np.mean(x, axis=1, keepdims=True, dtype=x.dtype)
+    variance = np.mean(deviation * deviation, axis=1, keepdims=True, dtype=x.dtype)
+    return deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]
+
+
+@op(lambda ids, state, **_: [(1, np.int32)])
+def positions(ids: Array, state: Any, *, offset: int) -> Array:
+    """Each row's position, counted from ``offset``: int32 [rows, 1]. ids only says how many rows."""
+    return (state.pos + offset + np.arange(len(ids), dtype=np.int32))[:, None]
 
 
 def _quantized(x: Array, *, group: int, **_: Any) -> list[tuple[int, Any]]:
@@ -185,6 +208,81 @@ def _linear(x: Array, weight: Packed) -> Array:
     return x @ matrix.T
 
 
+@op(lambda logits, *, k, normalize: [(k, np.int32), (k, f32)])
+def route(logits: Array, *, k: int, normalize: bool) -> Array:
+    """The k largest of each row's logits, largest first, ties by lower index: which, and their shares of the softmax.
+
+    Returns int32 and float32 [rows, k]. normalize: shares of the softmax of these k alone.
+    """
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int32)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share = np.take_along_axis(powers, chosen, axis=1)
+    return chosen, share / (share if normalize else powers).sum(axis=1, keepdims=True)
+
+
+@op(lambda chosen, **_: [(chosen.shape[1], np.int32)], local=False)
+def line_up(chosen: Array, *, experts: int) -> Array:
+    """Where each of all rows' choices comes in the order of experts, those of the same one in the order of rows.
+
+    chosen: int32 [rows, k], each < experts. Returns int32 [rows, k].
+    """
+    place = np.empty(chosen.size, np.int32)
+    place[np.argsort(chosen, axis=None, kind="stable")] = np.arange(chosen.size, dtype=np.int32)
+    return place.reshape(chosen.shape)
+
+
+@op(lambda x, place: [(x.shape[1], f32)], local=False, times=lambda x, place: place.shape[1])
+def spread(x: Array, place: Array) -> Array:
+    """A copy of each row in all of its places. place: int32 [rows, k]. Returns [rows * k, columns]."""
+    y = np.empty((place.size, x.shape[1]), x.dtype)
+    y[place] = x[:, None]
+    return y
+
+
+def experts(x: Array, weight: Packed, chosen: Array) -> Array:
+    """linear(), every row with the expert's matrix that it chose.
+
+    x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
+    """
+    group = weight.codec.ACT_GROUP
+    if group is None:
+        return _experts(x, weight, chosen)
+    return _experts_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, chosen, group=group)
+
+
+def _experts_out(*args: Any, **_: Any) -> list[tuple[int, Any]]:
+    return [(args[-2].shape[1], f32)]
+
+
+def _choices(*args: Any) -> int:
+    return args[-1].shape[1]
+
+
+@op(_experts_out, name="linear", suffix=_format_suffix, local=False, times=_choices)
+def _experts_int8(codes: Array, scale: Array, sum: Array, weight: Packed, chosen: Array, *, group: int) -> Array:
+    def one(rows: Any, expert: Packed) -> Array:
+        return _linear_int8(codes[rows], scale[rows], sum[rows], expert, group=group)
+
+    return _by_expert(weight, chosen, one)
+
+
+@op(_experts_out, name="linear", suffix=_format_suffix, local=False, times=_choices)
+def _experts(x: Array, weight: Packed, chosen: Array) -> Array:
+    return _by_expert(weight, chosen, lambda rows, expert: _linear(x[rows], expert))
+
+
+def _by_expert(weight: Packed, chosen: Array, one: Any) -> Array:
+    stops = np.cumsum(np.bincount(chosen.ravel(), minlength=len(weight.experts)))
+    each = zip(np.r_[0, stops[:-1]], stops, weight.experts, strict=True)
+    return np.concatenate([one(slice(begin, end), expert) for begin, end, expert in each if begin < end])
+
+
+@op(lambda x, place, share: [(x.shape[1], f32)], local=False, times=lambda *_: 1)
+def gather(x: Array, place: Array, share: Array) -> Array:
+    """The sum of the rows of x at a row's places, each times its share. place, share: [rows, k]."""
+    return np.einsum("rkc,rk->rc", x[place], share)
+
+
 @op(_like)
 def add(a: Array, b: Array) -> Array:
     """a + b"""
@@ -226,6 +324,12 @@ def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up (SwiGLU: Shazeer 2020)."""
     with np.errstate(over="ignore"):
         return gate / (f32(1) + np.exp(-gate)) * up
+
+
+@op(_like)
+def relu(x: Array) -> Array:
+    """max(x, 0)"""
+    return np.maximum(x, 0)
 
 
 @op(_like)

@@ -28,7 +28,8 @@ def stages(graph: Graph) -> list[list[Node]]:
     found: list[list[Node]] = []
     for node in graph.nodes:
         before = found[-1][-1] if found else None
-        if before and before.local and node.local and before.outputs == node.outputs:
+        alike = before and (before.outputs, before.times) == (node.outputs, node.times)
+        if before and alike and before.local and node.local:
             found[-1].append(node)
         else:
             found.append([node])

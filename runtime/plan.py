@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Plan:
             live = [block for block in live if block[2] >= i]
             for symbol in (out for node in stage for out in node.outs if out not in self._places):
                 stride = -(-symbol.cols * symbol.dtype.itemsize // ALIGN) * ALIGN
-                size = stride * self._row_count[symbol.outputs]
+                size = stride * self._row_count[symbol.outputs] * symbol.times
                 begin = _first_gap(sorted(live), size)
                 live.append((begin, begin + size, last.get(symbol, i)))
                 total = max(total, begin + size)
@@ -70,12 +70,14 @@ class Plan:
         return total
 
     def _op(self, node: Node, joined: bool) -> native.Op:
+        experts = next((len(a.experts) for a in node.args if isinstance(a, Packed)), 0)
+        inputs, chosen = (node.args[:-1], self._args(node.args[-1])[0]) if experts else (node.args, None)
         args: list[native.Arg] = []
-        for arg in (*node.outs, *node.args):
+        for arg in (*node.outs, *inputs):
             args.extend(self._args(arg))
         ints = [int(v) for v in node.attrs.values() if isinstance(v, (bool, int))]
         floats = [v for v in node.attrs.values() if isinstance(v, float)]
-        return native.Op(node.name, args, ints, floats, node.outputs, joined)
+        return native.Op(node.name, args, ints, floats, node.outputs, joined, node.times, experts, chosen)
 
     def _args(self, arg: Any) -> list[native.Arg]:
         if isinstance(arg, StateSymbol):
@@ -83,6 +85,9 @@ class Plan:
         if isinstance(arg, Symbol):
             place = self._places[arg.base]
             return [native.Arg(place.space, place.offset + arg.start * arg.dtype.itemsize, arg.cols, place.stride)]
+        if isinstance(arg, Packed) and arg.experts:
+            parts = [np.ascontiguousarray(part) for part in arg.parts.values()]
+            return [replace(a, each=part[0].nbytes) for part in parts for a in self._args(part[0])]
         if isinstance(arg, Packed):
             return [a for part in arg.parts.values() for a in self._args(part)]
         array = np.ascontiguousarray(arg)

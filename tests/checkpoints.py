@@ -69,6 +69,24 @@ def dense(
     return reference(folder)
 
 
+def opt(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """An OPT, biases and norms random."""
+    shape = {k: v for k, v in SHAPE.items() if k not in ("intermediate_size", "num_key_value_heads")}
+    model = randomized(
+        transformers.OPTForCausalLM,
+        transformers.OPTConfig(**{"ffn_dim": 160, "init_std": 0.1, **shape, **config}),
+        seed,
+    )
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
+def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """A mixture of experts; its router, too, decides."""
+    settings = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "eos_token_id": None, **config}
+    return dense(folder, name, dtype, initializer_range=0.1, **settings)
+
+
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
@@ -84,6 +102,25 @@ def gemma(
             parameter.data -= 1
     model.to(dtype).save_pretrained(folder)
     return reference(folder)
+
+
+def gemma_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Gemma 3 as its larger releases: a tower for images beside a text model that is silent about most of itself."""
+    text = {**SHAPE, "head_dim": 16, "sliding_window": 5}
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**tower, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=126,
+    )
+    model = randomized(transformers.Gemma3ForConditionalGeneration, config, seed)
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"] = {"model_type": "gemma3_text", **text}
+    path.write_text(json.dumps(settings))
+    return model
 
 
 def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:

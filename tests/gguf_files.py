@@ -44,6 +44,8 @@ ARCHS = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
+    "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
@@ -81,11 +83,15 @@ def write(
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
+        if ".experts." in tensor:
+            type, turn = types[turn % len(types)], turn + 1
+            _write_experts(writer, rng, tensor, values, type)
+            continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
         stored = permuted(tensor, values.numpy(), config) if name in ("llama", "minicpm") else values.numpy()
         type = "F32"
-        if stored.ndim == 2:
+        if stored.ndim == 2 and "mlp.gate." not in tensor:
             type, turn = types[turn % len(types)], turn + 1
         if name.startswith("gemma") and stored.ndim == 1:
             stored = stored + 1
@@ -112,6 +118,17 @@ def write(
     return model
 
 
+def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, type: str) -> None:
+    """All experts' matrices of a layer, gate and up apart."""
+    layer = tensor.split(".")[2]
+    parts = ("gate", "up") if "gate_up" in tensor else ("down",)
+    for name, some in zip(parts, values.chunk(len(parts), dim=1), strict=True):
+        data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
+        data = data.reshape(*some.shape[:2], -1)
+        writer.add_tensor(f"blk.{layer}.ffn_{name}_exps.weight", data, raw_dtype=Type[type])
+        some.copy_(torch.from_numpy(read).reshape(some.shape))
+
+
 def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
@@ -126,6 +143,11 @@ def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if hasattr(config, "num_experts"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if config.model_type != "olmoe":
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
 

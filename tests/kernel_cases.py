@@ -193,6 +193,36 @@ def rms_norm(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {heads} x {cols}", ops.rms_norm, (Rows(x), weight), {"eps": eps}, bound)
 
 
+@register("layer_norm")
+def layer_norm(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, weight, eps = KINDS[kind](rng, n, cols), normal(rng, 2 * cols), 1e-5
+        y, wide = reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)
+        # The mean loses a rounding per term of a lane; a deviation that and its own; the variance twice a deviation's,
+        # and as many as the mean; y has a part of the deviation's, and of the variance's half.
+        terms, variance = (cols / LANES + 8) * EPS, wide.var(axis=1, keepdims=True)
+        lost = terms * np.abs(wide).mean(axis=1, keepdims=True) + 2 * EPS * np.abs(wide).max(axis=1, keepdims=True)
+        spread = 2 * np.sqrt(variance) * lost + lost**2 + terms * variance
+        scale = 1 / np.sqrt(variance + eps)
+        scaled = np.abs(y - weight[cols:])
+        relative = 8 * EPS + spread / (variance + eps)
+        bound = lost * scale * np.abs(weight[:cols]) + relative * scaled + 2 * EPS * np.abs(y) + 2 * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.layer_norm, (Rows(x), weight), {"eps": eps}, bound)
+
+
+@register("relu")
+def relu(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        yield Case(f"{kind} {n} x {cols}", ops.relu, (Rows(KINDS[kind](rng, n, cols)),), bound=np.zeros((n, cols)))
+
+
+@register("positions")
+def positions(rng: Rng) -> Iterator[Case]:
+    for n, pos in [(1, 0), (5, 7), (97, 4000)]:
+        args = (Rows(np.zeros((n, 1), np.int32)), Session(pos=pos))
+        yield Case(f"{n} rows from {pos}", ops.positions, args, {"offset": 2})
+
+
 @register("silu_mul")
 def silu_mul(rng: Rng) -> Iterator[Case]:
     edges = np.array([0, -0.0, 86.9, 87.1, 88.1, 100, -86.9, -87.1, -88.1, -100, 1e30, -1e30, 1e-45], f32)
@@ -284,6 +314,56 @@ def tail(rng: Rng) -> Iterator[Case]:
     for n, n_outputs, cols in [(1, 1, 1), (5, 1, 33), (5, 5, 16), (97, 13, 320), (3, 0, 7)]:
         x = mixed(rng, n, cols)
         yield Case(f"{n_outputs} of {n} x {cols}", ops.tail, (Rows(x), Session(n_outputs=n_outputs)))
+
+
+# Experts
+
+CHOICES = [(1, 1, 1), (1, 8, 3), (5, 8, 8), (13, 60, 4), (97, 128, 8), (193, 1024, 10)]  # rows, experts, choices
+
+
+@register("route")
+def route(rng: Rng) -> Iterator[Case]:
+    for i, (n, experts, k) in enumerate(CHOICES):
+        for kind in ("normal", "ties", "far"):
+            logits = {
+                "normal": normal(rng, n, experts),
+                "ties": rng.integers(0, 3, (n, experts)).astype(f32),
+                "far": 200 * normal(rng, n, experts),
+            }[kind]
+            attrs = {"k": k, "normalize": i % 2 == 0}
+            _, share = reference(ops.route, logits, **attrs)
+            # e^x of a rounded difference, a sum over lanes, a quotient; e^x ends at e^-87.
+            size = np.ptp(logits, axis=1, keepdims=True).clip(0, 90)
+            bound = (2 * size + experts / LANES + 12) * EPS * share + 1e-37
+            yield Case(f"{kind} {k} of {experts}, {n} rows", ops.route, (Rows(logits),), attrs, bound)
+
+
+def choices(rng: Rng, n: int, experts: int, k: int) -> np.ndarray:
+    return np.stack([rng.permutation(experts)[:k] for _ in range(n)]).astype(np.int32)
+
+
+@register("line_up")
+def line_up(rng: Rng) -> Iterator[Case]:
+    for n, experts, k in CHOICES:
+        chosen = choices(rng, n, experts, k)
+        yield Case(f"{n} rows, {k} of {experts}", ops.line_up, (Rows(chosen),), {"experts": experts})
+
+
+@register("spread")
+def spread(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        yield Case(f"{n} x {cols} to {k} places", ops.spread, (Rows(mixed(rng, n, cols)), Rows(place)))
+
+
+@register("gather")
+def gather(rng: Rng) -> Iterator[Case]:
+    for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
+        place = ops.line_up(choices(rng, n, experts, k), experts=experts)
+        x, share = mixed(rng, n * k, cols), rng.random((n, k)).astype(f32)
+        args = (x, Rows(place), Rows(share))
+        bound = (k + 1) * (EPS * reference(ops.gather, np.abs(x), *args[1:]) + TINY)
+        yield Case(f"{k} places to {n} x {cols}", ops.gather, args, bound=bound)
 
 
 # Matrices

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from small_models import small_llama
 
+from lutra.models.loaders import open_checkpoint
 from lutra.runtime.errors import CorruptModelError, LutraError, ModelNotFoundError, UnsupportedModelError
 from lutra.runtime.model import Model
 from lutra.tools import convert as converter
@@ -182,6 +183,29 @@ def test_a_story_model_tells_the_same_tokens(name: str, tmp_path: Path) -> None:
         assert a.encode(text) == b.encode(text)
         assert (a.bos_id, a.eos_ids) == (b.bos_id, b.eos_ids)
         assert a.decode(a.encode(text)) == b.decode(a.encode(text)) == text
+
+
+def test_a_tokenizer_that_the_loader_makes(small: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    refusals = iter([None, UnsupportedModelError("no words for this")])
+
+    def made() -> dict[str, bytes]:
+        if refusal := next(refusals):
+            raise refusal
+        return {"tokenizer.model": b"made"}
+
+    def opened(path: Path) -> Any:
+        checkpoint = open_checkpoint(path)
+        checkpoint.tokenizer_files = made
+        return checkpoint
+
+    monkeypatch.setattr(converter, "open_checkpoint", opened)
+    (small / "tokenizer.model").write_bytes(b"of something else")
+    assert convert(small, tmp_path / "a").warnings == ()
+    assert (tmp_path / "a/tokenizer.model").read_bytes() == b"made"
+    (small / "tokenizer.model").unlink()
+    (warning,) = convert(small, tmp_path / "b").warnings
+    assert "no words for this" in warning
+    assert not (tmp_path / "b/tokenizer.model").exists()
 
 
 def test_an_existing_destination_stays(small: Path, tmp_path: Path) -> None:

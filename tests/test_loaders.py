@@ -417,7 +417,7 @@ def test_dense(recipes: ModuleType, tmp_path: Path, dtype: str) -> None:
         assert checkpoint.config["torch_dtype"] == dtype
         assert checkpoint.dtype(Q_PROJ) == {"float32": "F32", "float16": "F16"}.get(dtype, "BF16")
         assert checkpoint.metadata == {"format": "pt"}
-        assert checkpoint.tokenizer_file is None
+        assert checkpoint.tokenizer_files is None
         assert_same_weights(checkpoint, model)
         config = checkpoint.config
     assert config["num_key_value_heads"] == 2
@@ -468,7 +468,6 @@ def test_defaults_where_config_is_silent(hf_folder: Path) -> None:
         "model_type": "llama",
         "num_attention_heads": 4,
         "hidden_size": 64,
-        "rms_norm_eps": 1e-6,
         "rope_scaling": None,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
@@ -957,10 +956,11 @@ def test_any_llama2c_header_opens_or_is_refused(
 def test_llama2c_folder_must_hold_one_model(tmp_path: Path) -> None:
     (tmp_path / "tok512.bin").write_bytes(b"\x07\0\0\0" + b"\0\0\x80\xbf\x05\0\0\0<unk>" * 9)
     (tmp_path / "one.bin").write_bytes(llama2c_bytes())
-    (tmp_path / "tok10.model").touch()
+    (tmp_path / "tok10.model").write_bytes(b"ten")
     (tmp_path / "tok99.model").touch()
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.tokenizer_file == tmp_path / "tok10.model"
+    assert checkpoint.tokenizer_files is not None
+    assert checkpoint.tokenizer_files() == {"tokenizer.model": b"ten"}
     (tmp_path / "two.bin").write_bytes(llama2c_bytes())
     with pytest.raises(UnsupportedModelError, match="holds 2 llama2"):
         open_checkpoint(tmp_path)
@@ -973,7 +973,8 @@ def test_real_llama2c_models(folder: str, vocabulary: int, width: int) -> None:
     with open_checkpoint(WEIGHTS / folder) as checkpoint:
         embedding = checkpoint.tensor("model.embed_tokens.weight")
         assert embedding.shape == (vocabulary, width)
-        assert checkpoint.tokenizer_file is not None
+        assert checkpoint.tokenizer().vocab_size == vocabulary
+        assert checkpoint.tokenizer().eos_ids == {1, 2}
         assert checkpoint.config["num_hidden_layers"] == 5
         for name in checkpoint.names():
             assert 0.001 < np.abs(to_float32(checkpoint.tensor(name))).mean() < 5, name

@@ -321,9 +321,9 @@ def test_calibration_sees_what_each_matrix_sees(tmp_path: Path) -> None:
             oracle(torch.tensor([text]))
     found: dict[str, np.ndarray] = {}
     with open_checkpoint(tmp_path) as checkpoint, Model.load(tmp_path) as model:
-        from lutra.models.weights import plan_roles
+        from lutra.models.weights import names_of, plan_roles
 
-        plan = plan_roles(checkpoint, model.arch.NAMES, model.config.layers)  # type: ignore[attr-defined]
+        plan = plan_roles(checkpoint, names_of(model.arch, model.config), model.config.layers)  # type: ignore[attr-defined]
         wanted = {p.role: p for p in plan if p.format and p.role not in ("embed", "head")}
 
         def exact(role: str, hessian: Any) -> Any:
@@ -355,9 +355,9 @@ def test_any_architecture_is_calibrated(name: str, tmp_path: Path, monkeypatch: 
 def test_an_error_in_calibration_ends_it(tmp_path: Path) -> None:
     folder = small_llama(tmp_path / "m")
     with open_checkpoint(folder) as checkpoint, Model.load(folder) as model:
-        from lutra.models.weights import plan_roles
+        from lutra.models.weights import names_of, plan_roles
 
-        plan = plan_roles(checkpoint, model.arch.NAMES, model.config.layers)  # type: ignore[attr-defined]
+        plan = plan_roles(checkpoint, names_of(model.arch, model.config), model.config.layers)  # type: ignore[attr-defined]
 
         def fail(role: str, hessian: Any) -> Any:
             raise LutraError(f"no {role}")

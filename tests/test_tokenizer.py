@@ -241,11 +241,15 @@ def test_bos_policy(tmp_path):
     assert load_tokenizer(none).bos_id == 1
 
 
-def test_model_file_alone(tmp_path):
-    tokenizer = load_tokenizer(make_sentencepiece(tmp_path / "tok.model"))
+def test_files_in_memory(tmp_path):
+    """As llama2.c's single vocabulary, whose configuration stops at BOS."""
+    files = {"tokenizer.model": make_sentencepiece(tmp_path / "tok.model").read_bytes()}
+    tokenizer = load_tokenizer(files, {"eos_token_id": [2, 1]})
     assert tokenizer.bos_id == 1
-    assert tokenizer.eos_ids == {1, 2}, "llama2.c stops at BOS"
+    assert tokenizer.eos_ids == {1, 2}
     assert tokenizer.encode("otter")[0] == 1
+    with pytest.raises(ModelNotFoundError, match="no tokenizer in the model's file"):
+        load_tokenizer({})
 
 
 def test_sentencepiece_space_after_control_tokens(tmp_path):
@@ -261,8 +265,8 @@ def test_sentencepiece_space_after_control_tokens(tmp_path):
 
 def test_turn_marks_inside_a_sentencepiece_model(tmp_path):
     """Gemma's are user-defined pieces: the library would match them in anybody's text."""
-    path = make_sentencepiece(tmp_path / "tokenizer.model", user_defined_symbols=["<end_of_turn>"])
-    (mark,) = load_tokenizer(path).eos_ids - {1, 2}
+    make_sentencepiece(tmp_path / "tokenizer.model", user_defined_symbols=["<end_of_turn>"])
+    (mark,) = load_tokenizer(tmp_path).eos_ids - {2}
     added = {mark: {"content": "<end_of_turn>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = load_tokenizer(tmp_path)
@@ -270,6 +274,32 @@ def test_turn_marks_inside_a_sentencepiece_model(tmp_path):
     assert mark not in tokenizer.encode("a<end_of_turn>b")
     assert tokenizer.decode(tokenizer.encode("a<end_of_turn>b")) == "a<end_of_turn>b"
     assert mark in tokenizer.encode("a<end_of_turn>b", parse_special=True)
+
+
+def test_added_tokens_of_a_sentencepiece_model(tmp_path):
+    """One that is not special is matched in any text, one with ``rstrip`` swallows the whitespace after it."""
+    make_sentencepiece(tmp_path / "tokenizer.model")
+    added = {"330": {"content": "<think>", "special": False}, "331": {"content": "<|user|>", "rstrip": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    tokenizer = load_tokenizer(tmp_path)
+    otter = tokenizer.encode("otter", add_bos=False)
+    assert tokenizer.encode("otter<think>otter", add_bos=False) == [*otter, 330, *otter]
+    assert tokenizer.encode("<|user|> \n otter", False, parse_special=True) == [331, *otter]
+    assert 331 not in tokenizer.encode("<|user|>otter")
+    assert 331 in tokenizer.special_ids
+    assert 330 not in tokenizer.special_ids
+    assert tokenizer.decode([*otter, 330]) == "otter<think>"
+
+
+def test_longest_added_token_goes_first(tmp_path):
+    folder = make_sentencepiece(tmp_path / "tokenizer.model").parent
+    texts = ["<a>", "<a><b>", "<b>", "[^-]"]
+    (folder / "added_tokens.json").write_text(json.dumps({text: 330 + id for id, text in enumerate(texts)}))
+    tokenizer = load_tokenizer(folder)
+    for text, ids in {"<a><b><a><b": [331, 330], "<<a>>": [330], "[^-]^<b><a>": [333, 332, 330]}.items():
+        found = tokenizer.encode(text, False, parse_special=True)
+        assert [id for id in found if id >= 330] == ids
+        assert tokenizer.decode(found, skip_special=False).replace(" ", "") == text
 
 
 def test_added_tokens_outside_tokenizer_json(tmp_path):

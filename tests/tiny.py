@@ -11,8 +11,9 @@ import numpy as np
 
 import lutra.models
 from lutra import native
+from lutra.models.weights import is_kept
 from lutra.runtime import formats
-from lutra.runtime.formats import Coded, Factored, Planes
+from lutra.runtime.formats import Coded, Factored, Planes, experts
 from lutra.runtime.formats._planes import BinaryPlanes
 from lutra.runtime.model import Model
 from lutra.runtime.ops import State
@@ -32,7 +33,9 @@ def model(arch: ModuleType, format: str = "t5", head: str = "f32", seed: int = 0
     weights: dict[str, Any] = {}
     for pattern, shape in arch.shapes(config).items():
         for layer in range(config.layers) if "{}" in pattern else (0,):
-            stored = head if pattern in ("embed", "head") else format
+            stored = head if is_kept(pattern) else format
+            if len(shape) == 3 and not formats.codec(format).KERNEL:
+                stored = head  # experts have formats with kernels of their own
             weights[pattern.format(layer)] = _random(rng, stored, shape)
     return Model(arch, config, weights, **options)
 
@@ -40,6 +43,8 @@ def model(arch: ModuleType, format: str = "t5", head: str = "f32", seed: int = 0
 def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Any:
     if len(shape) == 1:
         return (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+    if len(shape) == 3:
+        return experts.stacked((_random(rng, format, shape[1:]) for _ in range(shape[0])), shape[0])
     codes = rng.integers(-1, 2, shape).astype(np.int8)
     ternary = Coded(codes, rng.uniform(0.05, 0.2, (shape[0], 1)).astype(np.float32))
     if formats.codec(format).ACT_GROUP == 0:
@@ -54,7 +59,7 @@ def _random(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> An
 def factored(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Factored:
     """Random factors of a format made of others."""
     codec = formats.codec(format)
-    links = (codec._FORMAT if format == "fbi" else codec).links(*shape)
+    links = codec.links(*shape)
 
     def matrix(link: Any) -> Any:
         if link.format == "f32":

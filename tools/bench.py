@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lutra import native
+from lutra.models.weights import is_kept
 from lutra.runtime import formats
 from lutra.runtime.errors import LutraError
 from lutra.runtime.formats import Packed
@@ -263,7 +264,7 @@ def synthetic(shape: str, format: str, head: str = "q8", *, n_ctx: int = 0, **op
     weights: dict[str, Any] = {}
     for pattern, size in arch.shapes(config).items():
         for layer in range(config.layers) if "{}" in pattern else (0,):
-            stored = head if pattern in ("embed", "head") else format
+            stored = head if is_kept(pattern) else format
             weights[pattern.format(layer)] = np.ones(size, np.float32) if len(size) == 1 else _noise(rng, stored, size)
     return Model(arch, config, weights, **options)
 

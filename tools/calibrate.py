@@ -19,10 +19,9 @@ import numpy as np
 
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint
-from lutra.models.tokenizer import load_tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats
-from lutra.runtime.errors import LutraError
+from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.formats import Packed, to_float32
 from lutra.runtime.ops import State
 
@@ -42,7 +41,7 @@ class Calibration:
 
     def texts(self, checkpoint: Checkpoint, n_ctx: int) -> list[list[int]]:
         """The pieces as token ids, none longer than a model's n_ctx. Raises LutraError for an empty text."""
-        tokenizer = load_tokenizer(checkpoint.tokenizer_file or checkpoint.path, checkpoint.config)
+        tokenizer = checkpoint.tokenizer()
         length = min(self.length, n_ctx)
         size = CHARACTERS * length  # a long text is not tokenized as a whole
         samples = max(1, min(self.samples, len(self.text) // size))
@@ -67,6 +66,10 @@ def calibrate(
     The hessian is the mean of x x^T over all tokens: float64 [cols, cols]; None for a role to ``skip``. Raises
     LutraError if the model's forward() did not meet all of them.
     """
+    if any(planned.each for planned in wanted.values()):
+        raise UnsupportedModelError(
+            "lutra calibrates no experts: each sees few of a text's tokens", "use a method that needs no calibration"
+        )
     if not texts:
         raise LutraError("this method needs a text to calibrate with", "-f TEXT")
     crew = _Crew(len(texts))
@@ -80,7 +83,7 @@ def calibrate(
 
     space = {
         p.role: _Stop(p, crew, visit) if p.role in wanted else p.pack(checkpoint)
-        for p in weights.plan_roles(checkpoint, arch.NAMES, config.layers)
+        for p in weights.plan_roles(checkpoint, weights.names_of(arch, config), config.layers)
         if p.role != "head"
     }
     model = _by_layer(space, arch, config)

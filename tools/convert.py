@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -147,14 +147,16 @@ def convert(
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
         embed = EMBED_TYPES[embed_type or "q8"] if embed_type or quantize else None
-        plan = weights.plan_roles(checkpoint, arch.NAMES, config.layers, embed, ternary_type, quantize)
+        names = weights.names_of(arch, config)
+        plan = weights.plan_roles(checkpoint, names, config.layers, embed, ternary_type, quantize)
         weights.by_layer({p.role: p for p in plan}, arch, config)  # refuses shapes that the configuration does not mean
-        lossy = [p for p in plan if p.format and p.role not in ("embed", "head")] if quantize else []
+        made, trouble = _made_files(checkpoint)
+        lossy = [p for p in plan if p.format and not weights.is_kept(p.role)] if quantize else []
         counter = _Counter(plan, progress)
         if dst is not None and how is None:
             with _appearing(dst, force) as folder:
                 _require_space(folder, counter.nbytes)
-                _write(checkpoint, plan, folder, counter)
+                _write(checkpoint, plan, made, folder, counter)
         elif dst is not None and how is not None:
             _refuse_existing(dst, force)
             texts = calibration.texts(checkpoint, config.n_ctx) if calibration else []
@@ -162,13 +164,13 @@ def convert(
             with opened_journal(dst, key) as journal, _appearing(dst, force) as folder:
                 _require_space(folder, counter.nbytes + sum(p.nbytes for p in lossy))
                 quantize_all(checkpoint, arch, config, lossy, how, journal, texts, counter)
-                _write(checkpoint, plan, folder, counter, journal)
+                _write(checkpoint, plan, made, folder, counter, journal)
         return counter.report(
             source_nbytes=_source_size(src),
             seconds=time.perf_counter() - started,
             memory=max(p.nbytes + 8 * prod(p.shape) * (p in lossy) for p in plan),
             estimate=estimated_seconds(how, lossy) if how and dst is None else None,
-            warnings=tuple(_warnings(checkpoint, lossy)),
+            warnings=(*_warnings(checkpoint, lossy), *trouble),
         )
 
 
@@ -207,7 +209,7 @@ class _Counter:
 
 
 def _warnings(checkpoint: Checkpoint, lossy: list[Planned]) -> Iterator[str]:
-    stored = {checkpoint.dtype(f"{stem}.weight") for p in lossy for stem in p.stems}
+    stored = {checkpoint.dtype(weights.tensor_of(stem)) for p in lossy for stem in p.stems}
     if rounded := sorted(stored - set(TENSOR_TYPES)):
         yield f"the source is low-bit already ({', '.join(rounded)}): quantizing it again loses more"
 
@@ -230,6 +232,7 @@ def _source_size(src: Path) -> int:
 def _write(
     checkpoint: Checkpoint,
     plan: list[Planned],
+    made: Mapping[str, bytes],
     folder: Path,
     announce: Callable[[str], None],
     journal: Journal | None = None,
@@ -245,7 +248,7 @@ def _write(
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     config["lutra"] = {"format_version": weights.VERSION}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _copy_files(checkpoint, folder)
+    _copy_files(checkpoint, made, folder)
 
 
 class _Packer:
@@ -276,9 +279,17 @@ class _Packer:
         return planned.pack(self.checkpoint)
 
 
-def _copy_files(checkpoint: Checkpoint, folder: Path) -> None:
-    if checkpoint.tokenizer_file is not None:
-        shutil.copyfile(checkpoint.tokenizer_file, folder / "tokenizer.model")
+def _made_files(checkpoint: Checkpoint) -> tuple[Mapping[str, bytes], list[str]]:
+    """The tokenizer's files that the loader makes, and what people should know of those it cannot make."""
+    try:
+        return (checkpoint.tokenizer_files() if checkpoint.tokenizer_files else {}), []
+    except UnsupportedModelError as error:
+        return {}, [f"the tokenizer is left out: {error}"]
+
+
+def _copy_files(checkpoint: Checkpoint, made: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
     source = checkpoint.path
     for pattern in COPIED if source.is_dir() else ():  # what lies beside a single file may be anybody's
         for file in source.glob(pattern):

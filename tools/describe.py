@@ -15,7 +15,7 @@ import numpy as np
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint, open_checkpoint
 from lutra.models.loaders.tensor import DTYPES
-from lutra.models.tokenizer import Tokenizer, load_tokenizer
+from lutra.models.tokenizer import Tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats, memory
 from lutra.runtime.cache import position_bytes
@@ -151,7 +151,7 @@ def describe(path: str | os.PathLike[str], *, n_ctx: int | None = None, kv_type:
 def _roles(checkpoint: Checkpoint, arch: ModuleType, config: Any) -> Mapping[str, weights.Weight | Planned]:
     if checkpoint.kind == "lutra":
         return weights.read_packed(checkpoint)
-    return {p.role: p for p in weights.plan_roles(checkpoint, arch.NAMES, config.layers)}
+    return {p.role: p for p in weights.plan_roles(checkpoint, weights.names_of(arch, config), config.layers)}
 
 
 def _grouped(
@@ -164,12 +164,13 @@ def _grouped(
             weight = found[pattern.format(layer)]
             format = "f32" if isinstance(weight, np.ndarray) else weight.format or "f32"
             stored = _stored(checkpoint, weight) if isinstance(weight, Planned) else format
-            each.append((pattern, tuple(weight.shape), stored, format, _nbytes(weight)))
+            role = re.sub(r"(?<=\.)\d+(?=\.)", "{}", pattern)
+            each.append((role, tuple(weight.shape), stored, format, _nbytes(weight)))
     return _counted(each)
 
 
 def _stored(checkpoint: Checkpoint, planned: Planned) -> str:
-    return " + ".join(dict.fromkeys(checkpoint.dtype(f"{stem}.weight") for stem in planned.stems))
+    return " + ".join(dict.fromkeys(checkpoint.dtype(weights.tensor_of(stem)) for stem in planned.stems))
 
 
 def _nbytes(weight: weights.Weight | Planned) -> int:
@@ -210,7 +211,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, or what is wrong with it."""
     try:
-        return load_tokenizer(checkpoint.tokenizer_file or checkpoint.path, checkpoint.config), []
+        return checkpoint.tokenizer(), []
     except ModelNotFoundError:
         return None, ["there is no tokenizer: only token ids go in"]
     except LutraError as error:
@@ -238,11 +239,12 @@ def _conventions(checkpoint: Checkpoint, config: Any, grouped: tuple[Weights, ..
         return
     own_head = any(w.role == "head" for w in grouped)
     yield "the output matrix is its own" if own_head else "the output matrix is the embedding (tied)"
-    c = checkpoint.config
-    pairs = "neighbours (2j, 2j+1)" if c.get("rope_interleaved") else "halves (j, j + D/2)"
-    kind = (c.get("rope_scaling") or {}).get("rope_type", "none")
-    yield f"RoPE turns {pairs}, base {c.get('rope_theta', 10000.0):g}, scaling {kind}"
-    seen = dict.fromkeys(_activations(w.format) for w in grouped if "{}" in w.role and len(w.shape) == 2)
+    c = config.DEFAULTS | checkpoint.config
+    if len(config.frequency):
+        pairs = "neighbours (2j, 2j+1)" if c.get("rope_interleaved") else "halves (j, j + D/2)"
+        kind = (c.get("rope_scaling") or {}).get("rope_type", "none")
+        yield f"RoPE turns {pairs}, base {c.get('rope_theta', 10000.0):g}, scaling {kind}"
+    seen = dict.fromkeys(_activations(w.format) for w in grouped if "{}" in w.role and len(w.shape) > 1)
     yield f"layers see their activations as {' and '.join(seen)}"
 
 

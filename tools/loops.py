@@ -40,7 +40,8 @@ def _jitted(loops: Callable[..., Any]) -> Callable[..., Any] | None:
         import numba
     except ImportError:
         return None
-    return None if numba.config.DISABLE_JIT else numba.njit(loops, nogil=True)  # type: ignore[no-any-return]
+    compiling = not getattr(numba.config, "DISABLE_JIT", False)
+    return numba.njit(loops, nogil=True) if compiling else None
 
 
 def in_pieces(work: Callable[[slice], None], count: int, step: int) -> None:

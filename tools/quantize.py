@@ -29,7 +29,7 @@ from lutra.models.loaders.tensor import dtype_name
 from lutra.models.weights import Planned
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Packed, Planes, to_float32
+from lutra.runtime.formats import Codebook, Coded, Packed, Planes, experts, to_float32
 from lutra.tools.calibrate import calibrate
 from lutra.tools.loops import in_pieces
 
@@ -166,6 +166,9 @@ def quantize(
 def _quantized(
     checkpoint: Checkpoint, planned: Planned, method: ModuleType, hessian: np.ndarray | None
 ) -> tuple[Packed, Loss]:
+    if planned.each:
+        done = [_quantized(checkpoint, p, method, None) for p in planned.each]
+        return experts.stacked((packed for packed, _ in done), len(done)), sum((loss for _, loss in done), Loss(0, 0))
     values, bias = planned.floats(checkpoint)
     if not np.isfinite(values).all():
         raise CorruptModelError(f"{planned.role} holds weights that are not finite numbers")
@@ -201,7 +204,8 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
     if getattr(method, "CALIBRATED", False):
         return None
     rng, total = np.random.default_rng(0), 0.0
-    for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in plan).items():
+    each = [p for whole in plan for p in whole.each or (whole,)]
+    for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in each).items():
         smaller = max(1.0, max(rows, cols) / SAMPLE)
         values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from lutra.models.tokenizer import Tokenizer, load_tokenizer
 from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Matrix
 
@@ -65,7 +66,8 @@ class Checkpoint:
         unless a container has done it.
         A "lutra" checkpoint's configuration is left exactly as it is on disk.
     metadata: the strings a weight file carries about itself (safetensors ``__metadata__``).
-    tokenizer_file: the tokenizer, where only the loader can tell which file that is; else None.
+    tokenizer_files: makes the tokenizer's files by name, such as "tokenizer.model", where they do not lie in ``path``
+        as in a Hugging Face directory; else None. Raises as tokenizer() does.
     notes: which of several conventions the files turned out to follow, a sentence each, for people to read.
     """
 
@@ -77,14 +79,14 @@ class Checkpoint:
         entries: Mapping[str, Entry],
         files: tuple[Mapped, ...],
         metadata: Mapping[str, str] | None = None,
-        tokenizer_file: Path | None = None,
+        tokenizer_files: Callable[[], Mapping[str, bytes]] | None = None,
         notes: Sequence[str] = (),
     ):
         self.path = path
         self.kind = kind
         self.config = config
         self.metadata = dict(metadata or {})
-        self.tokenizer_file = tokenizer_file
+        self.tokenizer_files = tokenizer_files
         self.notes = tuple(notes)
         self._entries = entries
         self._files = files
@@ -112,6 +114,10 @@ class Checkpoint:
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """
         return self._entries[name].read()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read anew at every call. Raises as load_tokenizer()."""
+        return load_tokenizer(self.tokenizer_files() if self.tokenizer_files else self.path, self.config)
 
     def release(self) -> None:
         """Give back the memory that what was read of the files takes up; it is read again when it is needed."""

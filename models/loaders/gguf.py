@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -52,10 +52,12 @@ def read(path: Path) -> Checkpoint:
     if len(tensors) < sum(len(file.tensors) for file in files):
         raise CorruptModelError(f"{files[0].path}: two of its files hold the same tensor")
     model = gguf_names.model_of(metadata, {name: tensor.shape for name, tensor in tensors.items()})
-    entries = {}
+    entries: dict[str, Entry] = {}
     for name, tensor in tensors.items():
-        if name in model.names:
-            factor = tensors.get(model.factors.get(name, ""))
+        factor = tensors.get(model.factors.get(name, ""))
+        if name in model.names and "{}" in model.names[name]:
+            entries |= {model.names[name].format(e): part.entry(model.bitnet) for e, part in enumerate(tensor.parts())}
+        elif name in model.names:
             entries[model.names[name]] = tensor.entry(model.bitnet, factor)
     config = model.config(lambda name: tensors[name].floats())
     return Checkpoint(path, "gguf", config, entries, tuple(files), notes=model.notes)
@@ -110,8 +112,8 @@ class Tensor:
             entry = self._dense(ggml.FLOATS[self.type])
         elif self.type == I2_S and bitnet:
             entry = self._i2_s()
-        elif self.type in ggml.TYPES and not (bitnet and self.type == TL2):
-            entry = self._blocks(ggml.TYPES[self.type])
+        elif (type := self._block_type()) and not (bitnet and self.type == TL2):
+            entry = self._blocks(type)
         else:
             name = ggml.UNREADABLE.get(self.type, "TL2" if bitnet and self.type == TL2 else str(self.type))
             raise UnsupportedModelError(
@@ -120,13 +122,34 @@ class Tensor:
             )
         return entry if factor is None else _scaled(entry, factor)
 
+    def parts(self) -> list[Tensor]:
+        """The tensors along the slowest dimension: the matrices of a mixture's experts."""
+        count, size = self.shape[0], self._size() // self.shape[0]
+        self._check(size * count)
+        return [replace(self, shape=self.shape[1:], offset=self.offset + e * size, nbytes=size) for e in range(count)]
+
     def floats(self) -> np.ndarray:
         """The values of a tensor of floats, as float32."""
         return to_float32(self.entry(False).read())
 
+    def _size(self) -> int:
+        """Bytes of its elements; 0 for a type that lutra does not read."""
+        if self.type in ggml.FLOATS:
+            return prod(self.shape) * DTYPES[ggml.FLOATS[self.type]].itemsize
+        type = self._block_type()
+        return prod(self.shape) // type.weights * type.nbytes if type else 0
+
+    def _block_type(self) -> ggml.Type | None:
+        type = ggml.TYPES.get(self.type)
+        wide = ggml.Q2_0_WIDE  # PrismML's, under the same number
+        if type and type.name == wide.name:
+            sizes = [prod(self.shape) // t.weights * t.nbytes for t in (wide, type)]
+            return wide if sizes[0] <= self.nbytes < min(sizes[0] + PADDING, sizes[1]) else type
+        return type
+
     def _dense(self, dtype: str) -> Entry:
         element = DTYPES[dtype]
-        self._check(prod(self.shape) * element.itemsize)
+        self._check(self._size())
 
         def read() -> np.ndarray:
             array = self.file.array(self.offset, element, self.shape)
@@ -146,8 +169,6 @@ class Tensor:
         return Entry("ternary", self.shape, read)
 
     def _blocks(self, type: ggml.Type) -> Entry:
-        if type.name == "Q2_0" and 0 <= self.nbytes - prod(self.shape) // 128 * 34 < PADDING:
-            type = ggml.Q2_0_WIDE  # PrismML's, under the same number: a little smaller
         if len(self.shape) != 2 or self.shape[1] % type.weights:
             raise CorruptModelError(f"{self.file.path}: {self.name!r:.80} of {self.shape} is no matrix of {type.name}")
         shape = (self.shape[0], self.shape[1] // type.weights, type.nbytes)

@@ -37,6 +37,10 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "ffn_sub_norm": "mlp.ffn_sub_norm",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",  # every expert's, one behind the other
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
 }
 
 
@@ -64,15 +68,20 @@ ARCHS = {
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
     "minicpm": Arch("minicpm", NEIGHBOURS),
+    "olmoe": Arch("olmoe", {"norm_topk_prob": False}),  # as llama.cpp runs it
     "phi3": Arch("phi3", layer={"ffn_up": "mlp.gate_up_proj"}),
     "qwen2": Arch("qwen2"),
     "qwen3": Arch("qwen3"),
+    "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
 }
 TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
 
 # Keys of an architecture, without its name, that change results. By value: what is the same as their absence.
 CHANGING = {
     "expert_count": 0,
+    "expert_shared_count": 0,
+    "expert_weights_scale": 0.0,
+    "expert_gating_func": 1,  # softmax
     "use_parallel_residual": False,
     "attention.causal": True,
     "attention.scale": 0.0,
@@ -90,6 +99,8 @@ CHANGING = {
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "olmoe": {"expert_count"},
+    "qwen3moe": {"expert_count"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
 }
 SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
@@ -118,6 +129,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
         raise UnsupportedModelError(
             f"lutra does not run GGUF models of architecture {name!r:.80}", f"It runs {', '.join(ARCHS)}."
         )
+    if not shapes:
+        raise UnsupportedModelError("this GGUF file holds a vocabulary and no weights", "Give the model's own file.")
     keys = _Keys(metadata, str(name))
     _refuse_changes(keys)
     names, factors = _names(arch, shapes)
@@ -212,11 +225,23 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
+    if keys.arch in ("olmoe", "qwen3moe"):
+        config |= _mixture(keys, shapes, config)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
     return config
+
+
+def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, Any]:
+    layers = range(config["num_hidden_layers"])
+    return {
+        "num_experts": keys.size("expert_count"),
+        "num_experts_per_tok": keys.size("expert_used_count"),
+        "moe_intermediate_size": keys.size("expert_feed_forward_length", config["intermediate_size"]),
+        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
+    }
 
 
 def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_w
 from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
+from lutra.models.loaders.text_part import take_text
 from lutra.models.loaders.torch_zip import TorchFile
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
 
@@ -38,6 +39,7 @@ def read(path: Path) -> Checkpoint:
     if "lutra" in config:
         source.kind = "lutra"
     else:
+        take_text(source)
         _decode(source, files)
         source.config = normalized(source.config, source.entries)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
@@ -164,7 +166,6 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
         raise CorruptModelError("config.json does not say its model_type")
     _fold_rope(config)
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
-    config.setdefault("rms_norm_eps", 1e-6)
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
     config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries

@@ -136,7 +136,8 @@ def read(path: Path) -> Checkpoint:
         )
     entries = _entries(file, header)
     tokenizer = _tokenizer(file.path.parent, header.vocab_size)
-    return Checkpoint(path, "llama2c", header.config(), entries, (file,), tokenizer_file=tokenizer)
+    files = (lambda: {"tokenizer.model": tokenizer.read_bytes()}) if tokenizer else None
+    return Checkpoint(path, "llama2c", header.config(), entries, (file,), tokenizer_files=files)
 
 
 def _models(folder: Path) -> list[Path]:

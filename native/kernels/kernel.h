@@ -35,16 +35,18 @@ typedef struct lt_kernel {
 
 /* Rows this op works on. */
 static inline int32_t lt_rows(const lt_op *op, const lt_step *step) {
-    return op->outputs ? step->n_outputs : step->n_tokens;
+    return (op->outputs ? step->n_outputs : step->n_tokens) * op->times;
 }
 
 /* The first byte of a row of an argument; NULL for an argument that was not given. */
-static inline void *lt_row(const lt_op *op, const lt_step *step, int arg, int64_t row) {
-    const lt_arg *a = &op->arg[arg];
+static inline void *lt_at(const lt_arg *a, const lt_step *step, int64_t row) {
     char *base = (char *)step->space[a->space];
     if (base == NULL) base = (char *)(intptr_t)a->offset;
     else base += a->offset;
     return base == NULL ? NULL : base + row * a->stride;
+}
+static inline void *lt_row(const lt_op *op, const lt_step *step, int arg, int64_t row) {
+    return lt_at(&op->arg[arg], step, row);
 }
 
 static inline int32_t lt_min(int32_t a, int32_t b) { return a < b ? a : b; }

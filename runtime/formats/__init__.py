@@ -13,7 +13,8 @@ A format has
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing;
 - ``chains(packed)`` or ``stack(packed)``, if it has no kernels of its own: products of matrices in other formats, or
-  such matrices one above the other.
+  such matrices one above the other;
+- ``experts(packed)``, if it is one matrix for each expert.
 
 A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
 q4's variant "g128".
@@ -305,12 +306,12 @@ def _factor(columns: np.ndarray | None, matrix: Any) -> np.ndarray:
 class Packed:
     """A weight matrix in one of our formats, ready for its kernels.
 
-    shape: (out, in). parts: the format's arrays, usually views of a mapped file. bias: float32 [out],
-    added to a linear's result, or None.
+    shape: (out, in), or (experts, out, in). parts: the format's arrays, usually views of a mapped file. bias: float32
+    [out], added to a linear's result, or None.
     """
 
     format: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     parts: dict[str, np.ndarray]
     bias: np.ndarray | None = field(default=None)
 
@@ -338,6 +339,11 @@ class Packed:
     def stack(self) -> list[Packed]:
         """The matrices that lie one above the other, for a format that is made of such; [] for any other."""
         return self.codec.stack(self) if hasattr(self.codec, "stack") else []
+
+    @cached_property
+    def experts(self) -> list[Packed]:
+        """Each expert's matrix, for a format of such; [] for any other."""
+        return self.codec.experts(self) if hasattr(self.codec, "experts") else []
 
     def with_bias(self, bias: np.ndarray | None) -> Packed:
         """The same weights with another bias."""

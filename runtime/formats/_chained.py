@@ -88,7 +88,8 @@ class Chained:
 
     def chains(self, packed: Packed) -> list[list[tuple[np.ndarray | None, Packed]]]:
         """The chains' links, each packed."""
-        return self._chains(*packed.shape, packed.parts)
+        rows, cols = packed.shape
+        return self._chains(rows, cols, packed.parts)
 
     def _chains(
         self, rows: int, cols: int, parts: dict[str, np.ndarray]

@@ -69,7 +69,7 @@ def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> t
     def measured(s: np.ndarray, z: np.ndarray) -> _Grid:
         s, z = _stored(s, halves), _stored(z)
         sums = _measured(columns, s, z, inverse(s), np.float32((1 << bits) - 1))
-        return _Grid(s, z, sums[0], *_least_squares(s, z, *sums, total, len(columns), zeros))
+        return _Grid(s, z, sums[0], *_least_squares(s, z, sums, total, len(columns), zeros))
 
     best = None
     for s, z in _first_grids(columns, bits, zeros):
@@ -160,19 +160,16 @@ def _first_grids(columns: np.ndarray, bits: int, zeros: bool) -> Iterator[tuple[
 def _least_squares(
     scale: np.ndarray,
     zero: np.ndarray,
-    error: np.ndarray,
-    steps: np.ndarray,
-    squares: np.ndarray,
-    products: np.ndarray,
+    sums: np.ndarray,
     total: np.ndarray,
     group: int,
     zeros: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scale, and the zero if it is free, that fit the codes of a grid best, and the error that is left.
 
-    error, steps, squares, products: as measured. total: the values' sums.
+    sums: what was measured. total: the values' sums.
     """
-    steps, squares, products = (x.astype(np.float64) for x in (steps, squares, products))
+    error, steps, squares, products = sums.astype(np.float64)
     left, gain = total - scale * steps, np.float64(0)
     if zeros:
         squares, products = squares - steps * steps / group, products - steps * total / group

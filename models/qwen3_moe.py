@@ -1,0 +1,125 @@
+"""Qwen3 mixtures of experts (Yang et al. 2025): Qwen3 whose feed-forwards are experts, some chosen for every token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lutra.models import blocks, qwen3
+from lutra.models.weights import Experts, Names
+from lutra.runtime import ops
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import experts
+
+TINY = qwen3.TINY | {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 3,
+    "mlp_only_layers": [1],
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+}
+
+
+@dataclass(frozen=True)
+class Config(qwen3.Config):
+    """Qwen3's, and that of the mixtures.
+
+    mixtures: the layers that have one; the others have one feed-forward. experts: of each. choices: of them, a token's.
+    normalized: whether the shares of these add up to 1. expert_intermediate: width of an expert.
+    """
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "use_sliding_window": False,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    }
+
+    mixtures: tuple[int, ...]
+    experts: int
+    choices: int
+    normalized: bool
+    expert_intermediate: int
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> Config:
+        """As blocks.Config.read. transformers 5 says num_local_experts."""
+        if "num_local_experts" in config:
+            config = {"num_experts": config["num_local_experts"]} | config
+        config = cls.DEFAULTS | config
+        c = blocks.Config.read(config)
+        count, choices = blocks.size(config, "num_experts"), blocks.size(config, "num_experts_per_tok")
+        if choices > count:
+            raise CorruptModelError(f"config.json: a token cannot choose {choices} of {count} experts")
+        if count > experts.MOST:
+            raise UnsupportedModelError(f"lutra has no mixtures of {count} experts", f"it goes up to {experts.MOST}")
+        step, dense = blocks.size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        if not isinstance(dense, list):
+            raise CorruptModelError(f"config.json: mlp_only_layers is {dense!r:.80}, which is no list")
+        return cls(
+            **vars(c),
+            mixtures=tuple(i for i in range(c.layers) if i not in dense and (i + 1) % step == 0),
+            experts=count,
+            choices=choices,
+            normalized=bool(config.get("norm_topk_prob", False)),
+            expert_intermediate=blocks.size(config, "moe_intermediate_size"),
+        )
+
+
+def names(c: Config) -> Names:
+    """Role -> tensors, as the configuration's layers have them."""
+    found: dict[str, tuple[str, ...] | Experts] = {}
+    for role, stems in qwen3.NAMES.items():
+        if role not in ("layers.{}.gate_up", "layers.{}.down"):
+            found[role] = stems
+            continue
+        for i in range(c.layers):
+            own = tuple(stem.format(i) for stem in stems)
+            if i not in c.mixtures:
+                found[role.format(i)] = own
+                continue
+            each = (tuple(stem.replace(".mlp.", f".mlp.experts.{e}.") for stem in own) for e in range(c.experts))
+            found[f"layers.{i}.experts_{role.rpartition('.')[2]}"] = Experts(each)
+    return found | {f"layers.{i}.router": (f"model.layers.{i}.mlp.gate",) for i in c.mixtures}
+
+
+def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every role's weight."""
+    found = qwen3.shapes(c)
+    gate_up, down = found.pop("layers.{}.gate_up"), found.pop("layers.{}.down")
+    for i in range(c.layers):
+        if i in c.mixtures:
+            found[f"layers.{i}.router"] = (c.experts, c.hidden)
+            found[f"layers.{i}.experts_gate_up"] = (c.experts, 2 * c.expert_intermediate, c.hidden)
+            found[f"layers.{i}.experts_down"] = (c.experts, c.hidden, c.expert_intermediate)
+        else:
+            found |= {f"layers.{i}.gate_up": gate_up, f"layers.{i}.down": down}
+    return found
+
+
+def mixture(c: Config, layer: Any, x: Any) -> Any:
+    """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once."""
+    chosen, share = ops.route(ops.linear(x, layer.router), k=c.choices, normalize=c.normalized)
+    place = ops.line_up(chosen, experts=c.experts)
+    h = ops.experts(ops.spread(x, place), layer.experts_gate_up, chosen)
+    h = ops.experts(blocks.gated(c, h), layer.experts_down, chosen)
+    return ops.gather(h, place, share)
+
+
+def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
+    """Token ids [rows, 1] to logits [outputs, vocab]."""
+    angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
+    x = ops.embed(ids, w.embed)
+    for i, layer in enumerate(w.layers):
+        h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
+        h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, (layer.q_norm, layer.k_norm))
+        x = ops.add(x, ops.linear(h, layer.o))
+        h = ops.rms_norm(x, layer.mlp_norm, eps=c.eps)
+        if i in c.mixtures:
+            x = ops.add(x, mixture(c, layer, h))
+        else:
+            x = ops.add(x, ops.linear(blocks.gated(c, ops.linear(h, layer.gate_up)), layer.down))
+    x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
+    return ops.linear(x, w.head)

@@ -1,0 +1,147 @@
+"""Mixtures of experts: what is read of them, stored, converted, quantized, and refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from lutra.models import qwen3_moe
+from lutra.models.loaders import open_checkpoint
+from lutra.runtime import formats, ops
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import Packed, experts
+from lutra.runtime.model import Model
+from lutra.tools.calibrate import Calibration
+from lutra.tools.convert import convert
+from lutra.tools.describe import describe
+from lutra.tools.quantizers import rtn
+
+IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
+EXPERTS = ("layers.0.experts_gate_up", "layers.0.experts_down")
+
+
+def chosen_in_first_layer(m, token):
+    """The experts that a token chooses at the beginning of a text."""
+    seen = {}
+
+    def route(logits, **attrs):
+        found = original(logits, **attrs)
+        seen.setdefault("first", found[0])
+        return found
+
+    original, ops.route = ops.route, route
+    try:
+        tiny.numpy_logits(m, [token])
+    finally:
+        ops.route = original
+    return set(seen["first"][0].tolist())
+
+
+def test_only_chosen_experts_are_read():
+    """Those that no token chooses may hold anything."""
+    with tiny.model(qwen3_moe, "f32", threads=3) as m:
+        expected, chosen = m.session().feed([7]).copy(), chosen_in_first_layer(m, 7)
+        assert 0 < len(chosen) < m.config.experts
+        others = [e for e in range(m.config.experts) if e not in chosen]
+        weights = dict(m.weights)
+        for role in EXPERTS:
+            data = weights[role].parts["data"].copy()
+            data[others] = np.nan
+            weights[role] = Packed(weights[role].format, weights[role].shape, {"data": data})
+        with Model(m.arch, m.config, weights, engine=m.engine) as other:
+            np.testing.assert_array_equal(other.session().feed([7]), expected)
+            assert np.isnan(other.session().logits(range(64))).any()
+
+
+def test_ranges_of_many_experts():
+    """More experts and choices than rows, all the same choice, a single expert: as one linear() per row would."""
+    rng = np.random.default_rng(0)
+    for rows, count, k in [(1, 1, 1), (9, 64, 8), (40, 3, 3), (5, 1024, 2)]:
+        weight = experts.stacked(
+            (formats.pack(rng.standard_normal((33, 40)).astype(np.float32), "q4g32") for _ in range(count)), count
+        )
+        assert weight.check("it").shape == (count, 33, 40)
+        x = rng.standard_normal((rows, 40)).astype(np.float32)
+        chosen, _ = ops.route(rng.standard_normal((rows, count)).astype(np.float32), k=k, normalize=False)
+        place = ops.line_up(chosen, experts=count)
+        y = ops.experts(ops.spread(x, place), weight, chosen)
+        for row, choice in np.ndindex(rows, k):
+            alone = ops.linear(x[row : row + 1], weight.experts[chosen[row, choice]])
+            np.testing.assert_array_equal(y[place[row, choice]], alone[0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    checkpoints = pytest.importorskip("checkpoints", reason="needs torch and transformers")
+    folder = tmp_path_factory.mktemp("mixture")
+    checkpoints.mixture(folder, "Qwen3Moe", num_hidden_layers=2, mlp_only_layers=[1])
+    return folder
+
+
+def logits(path):
+    with Model.load(path) as m:
+        return m.session().logits(IDS)
+
+
+def test_conversion_keeps_every_bit(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "packed")
+    np.testing.assert_array_equal(logits(tmp_path / "packed"), logits(checkpoint))
+    for path in (checkpoint, tmp_path / "packed"):
+        found = {w.role: (w.format, w.shape) for w in describe(path).weights}
+        assert found["layers.{}.experts_down"] == ("experts-f32", (7, 64, 48))
+        assert found["layers.{}.down"] == ("f32", (64, 160))
+
+
+def test_experts_are_quantized_one_by_one_and_what_chooses_them_is_not(checkpoint, tmp_path):
+    report = convert(checkpoint, tmp_path / "small", quantize="q6g64")
+    assert 0 < report.error < 1e-2
+    assert {t.role: t.format for t in report.tensors}["layers.0.router"] == "f32"
+    with Model.load(tmp_path / "small") as m, open_checkpoint(checkpoint) as source:
+        weight = m.weights["layers.0.experts_down"]
+        assert weight.format == "experts-q6g64"
+        floats = source.tensor("model.layers.0.mlp.experts.3.down_proj.weight")
+        alone = formats.to_float32(rtn.quantize(floats, formats.codec("q6g64")))
+        np.testing.assert_array_equal(formats.to_float32(weight.experts[3].matrix), alone)
+        assert tiny.relative(m.session().logits(IDS), tiny.numpy_logits(m, IDS)) < 5e-3
+    with pytest.raises(UnsupportedModelError, match="calibrates no experts"):
+        convert(checkpoint, tmp_path / "x", quantize="q4g64", method="gptq", calibration=TokensOnly(""))
+
+
+class TokensOnly(Calibration):
+    def texts(self, *_):
+        return [IDS]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"num_experts": 2000}, UnsupportedModelError),
+        ({"num_experts": 0}, CorruptModelError),
+        ({"num_experts_per_tok": 7}, CorruptModelError),
+        ({"mlp_only_layers": 1}, CorruptModelError),
+        ({"decoder_sparse_step": -1}, CorruptModelError),
+        ({"moe_intermediate_size": None}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_mixture(change, error):
+    with pytest.raises(error):
+        qwen3_moe.Config.read(qwen3_moe.TINY | change)
+
+
+def test_what_no_expert_can_be(checkpoint, tmp_path):
+    for name in ("experts-rows-8:f32", "experts-littlebit2r8"):
+        with pytest.raises(UnsupportedModelError, match="runs no experts in the format"):
+            experts.name_of(name.removeprefix("experts-"), "layers.0.experts_down")
+    for name in ("experts", "experts-", "experts-experts-f32", "experts-q9"):
+        with pytest.raises(CorruptModelError):
+            formats.codec(name).layout(2, 3, 4)
+    for shape in [(3, 4), (0, 3, 4), (5000, 3, 4)]:
+        with pytest.raises(CorruptModelError, match="stores no weight of shape"):
+            formats.codec("experts-f32").layout(*shape)
+    packed = tmp_path / "packed"
+    convert(checkpoint, packed)
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"num_experts": 8}))
+    with pytest.raises(CorruptModelError, match=r"layers\.0\.router"):
+        Model.load(packed)
