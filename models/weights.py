@@ -42,6 +42,7 @@ __all__ = [
 VERSION = 1  # of the packed file; a change of what any tensor means raises it
 
 Weight = Packed | np.ndarray
+AT_ONCE = 1 << 18  # elements turned to float32 together: few enough to stay in cache
 # The arrays of matrices of a kind, and which of their dimensions is that of rows.
 ROWS: dict[type, dict[str, int]] = {
     Codebook: {"codes": 0, "scale": 0, "own": 0},
@@ -121,7 +122,14 @@ class Planned:
     def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
         weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
-        return np.concatenate([to_float32(w) for w in weights]), _bias(checkpoint, self.stems, weights)
+        values, end = np.empty(self.shape, np.float32), 0
+        for weight in weights:
+            begin, end = end, end + weight.shape[0]
+            step = max(1, AT_ONCE // self.shape[1]) if isinstance(weight, np.ndarray) else weight.shape[0]
+            for first in range(0, weight.shape[0], step):  # plain numbers a few at a time: a matrix can be large
+                some = to_float32(weight[first : first + step])
+                values[begin + first : begin + first + len(some)] = some
+        return values, _bias(checkpoint, self.stems, weights)
 
 
 def plan_roles(

@@ -131,6 +131,17 @@ def fbi(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, 
     return scale * np.sign(w) + offset, {"weight": w.copy(), "wscale": scale, "wbias": offset}
 
 
+def zeroed(quantize: Quantizer) -> Quantizer:
+    """The same of weights some of which are exactly 0."""
+
+    def first_zeroed(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        w = w.copy()
+        w[1, :3] = 0
+        return quantize(w, rng)
+
+    return first_zeroed
+
+
 def torch_bin(tensors: Tensors, folder: Path) -> None:
     """As training code saves: one pickle, the tensors of a model's state with its metadata."""
     torch.save(OrderedDict(tensors), folder / "pytorch_model.bin")

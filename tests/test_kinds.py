@@ -247,7 +247,6 @@ def test_fbi_llm(write, tmp_path, low_bit):
         (put("wscale", (0, 3), np.nan), CorruptModelError, "finite"),
         (put("wbias", (0, 3), np.inf), CorruptModelError, "finite"),
         (put("weight", (0, 3), np.nan), CorruptModelError, "not numbers"),
-        (put("weight", (0, slice(3)), 0), UnsupportedModelError, "3 latent weights of exactly 0"),
         (lambda a: a.update({f"{Q}.wscale": np.ones((64, 1), np.float32)}), UnsupportedModelError, "not one for each"),
     ],
 )
@@ -256,6 +255,29 @@ def test_damaged_fbi_llm_is_refused(tmp_path, low_bit, change, error, says):
     damaged(tmp_path, change)
     with pytest.raises(error, match=says):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "format"), [("fbi-llm", "fbi-q2"), ("paretoq", "q2")])
+def test_latent_weights_of_exactly_zero_stay_zero(kind, format, tmp_path, low_bit):
+    recipe = {"fbi-llm": low_bit.fbi, "paretoq": low_bit.paretoq(1)}[kind]
+    reference = low_bit.quantized(tmp_path, low_bit.zeroed(recipe), {"w_bits": 1})
+    assert agrees(tmp_path, reference, kind, exact=False) == {format}
+
+
+GROUPS = {
+    "gptq 16": ("gptq", lambda b: (b.gptq(4, 16), b.gptq_settings(4, 16))),
+    "gptq 24": ("gptq", lambda b: (b.gptq(3, 24, ordered=True), b.gptq_settings(3, 24, desc_act=True))),
+    "awq 16": ("awq", lambda b: (b.awq(16), {"quantization_config": {"quant_method": "awq", "group_size": 16}})),
+    "planes 16": ("bcq", lambda b: (b.planes(3, 16), {})),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_that_no_format_has_are_kept_as_floats(name, tmp_path, low_bit):
+    kind, recipe = GROUPS[name]
+    quantize, settings = recipe(low_bit)
+    reference = low_bit.quantized(tmp_path, quantize, settings)
+    assert agrees(tmp_path, reference, kind) == {"F32"}
 
 
 def test_torch_files_hold_what_torch_put_there(tmp_path, low_bit):

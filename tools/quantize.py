@@ -6,9 +6,10 @@ them and goes on; anything else in their place is thrown away.
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -28,12 +29,14 @@ from lutra.models.loaders.tensor import dtype_name
 from lutra.models.weights import Planned
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import Packed, experts, to_float32
+from lutra.runtime.formats import Codebook, Coded, Packed, Planes, experts, to_float32
 from lutra.tools.calibrate import calibrate
+from lutra.tools.loops import in_pieces
 
 __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
-AT_ONCE = 1 << 22  # elements whose error is measured together
+AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
+LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
 SAMPLE = 512  # rows or columns of a matrix that is timed
 
 
@@ -95,10 +98,8 @@ def opened_journal(dst: Path, key: dict[str, Any]) -> Iterator[Journal]:
     folder = dst.with_name(f".{dst.name}.partial")
     folder.mkdir(exist_ok=True)
     with (folder / "key.json").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LutraError(f"another conversion to {dst} is running") from None
+        if not _locked(file):
+            raise LutraError(f"another conversion to {dst} is running")
         file.seek(0)
         if file.read() != json.dumps(key):
             for old in folder.glob("*.safetensors"):
@@ -107,7 +108,24 @@ def opened_journal(dst: Path, key: dict[str, Any]) -> Iterator[Journal]:
             file.write(json.dumps(key))
             file.flush()
         yield Journal(folder)
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
+
+
+def _locked(file: TextIO) -> bool:
+    """Keep a file for this process until it is closed; False if another one has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(LOCKED)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def quantize(
@@ -162,17 +180,23 @@ def _quantized(
         packed = formats.pack(matrix, planned.format)
     except ValueError as error:
         raise UnsupportedModelError(f"{planned.role} cannot be stored in {planned.format}: {error}") from None
-    return packed.with_bias(bias), _loss(values, packed.matrix)
+    kept = matrix if codec.accepts(matrix) else packed.matrix
+    return packed.with_bias(bias), _loss(values, kept)
 
 
 def _loss(values: np.ndarray, matrix: Any) -> Loss:
-    error = whole = 0.0
-    step = max(1, AT_ONCE // values.shape[1])
-    for begin in range(0, len(values), step):
-        some = values[begin : begin + step]
-        error += float(((to_float32(matrix[begin : begin + step]) - some).astype(np.float64) ** 2).sum())
-        whole += float((some.astype(np.float64) ** 2).sum())
-    return Loss(error, whole)
+    lost: list[Loss] = []
+
+    def piece(some: slice) -> None:
+        due = values[some].reshape(-1)
+        left = to_float32(matrix[some]).reshape(-1) - due
+        lost.append(Loss(float(left @ left), float(due @ due)))
+
+    if isinstance(matrix, (np.ndarray, Coded, Planes, Codebook)):
+        in_pieces(piece, len(values), max(1, AT_ONCE // values.shape[1]))
+    else:
+        piece(slice(None))  # a product's rows are not to be had one by one
+    return Loss(math.fsum(x.error for x in lost), math.fsum(x.whole for x in lost))  # whatever their order
 
 
 def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:

@@ -1,10 +1,12 @@
 """FBI-LLM checkpoints (Ma et al. 2024): binary matrices with a scale and an offset per input.
 
 Beside every latent ``weight`` [out, in] lie ``wscale`` and ``wbias``, float [1, in]:
-W = wscale * sign(weight) + wbias.
+W = wscale * sign(weight) + wbias. A latent weight of exactly 0, to which small types round tiny ones, has the sign 0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,9 +15,9 @@ from lutra.models.loaders.grids import FLOATS, part, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, to_float32
 
-__all__ = ["decode", "signs"]
+__all__ = ["decode", "has_zeros", "signs"]
 
-BLOCK = 4096  # rows turned to float32 at a time
+BLOCK = 1 << 18  # elements turned to float32 at a time
 
 
 def decode(source: Source) -> bool:
@@ -46,27 +48,27 @@ def _entry(source: Source, stem: str) -> Entry:
         binary = Coded(signs(stem, weight), np.ones((rows, 1), np.float32))
         return Factored((((columns, binary),), ((None, offsets), (None, np.ones((rows, 1), np.float32)))))
 
-    return Entry("fbi", weight.shape, read)
+    return Entry("fbi-q2" if has_zeros(weight) else "fbi", weight.shape, read)
+
+
+def has_zeros(latent: Entry) -> bool:
+    """Whether any weight is exactly 0. All are looked at."""
+    return any((block == 0).any() for _, block in _blocks(latent))
 
 
 def signs(stem: str, latent: Entry) -> np.ndarray:
-    """The signs of latent weights: int8 [out, in], -1 or 1.
-
-    Raises UnsupportedModelError for weights of exactly 0, which training leaves as good as never and which have none,
-    CorruptModelError for weights that are no numbers.
-    """
-    weights = latent.read()
+    """The signs of latent weights: int8 [out, in], -1, 0 or 1. CorruptModelError for weights that are no numbers."""
     codes = np.empty(latent.shape, np.int8)
-    zeros = 0
-    for begin in range(0, len(codes), BLOCK):
-        block = to_float32(weights[begin : begin + BLOCK])
+    for rows, block in _blocks(latent):
         if np.isnan(block).any():
             raise CorruptModelError(f"{stem!r:.80} has weights that are not numbers")
-        zeros += int((block == 0).sum())
-        codes[begin : begin + BLOCK] = np.where(block < 0, -1, 1)
-    if zeros:
-        raise UnsupportedModelError(
-            f"{stem!r:.80} has {zeros} latent weights of exactly 0, which are neither -1 nor 1",
-            "Use a release in float32: smaller types round tiny weights to 0.",
-        )
+        codes[rows] = np.sign(block)
     return codes
+
+
+def _blocks(latent: Entry) -> Iterator[tuple[slice, np.ndarray]]:
+    weights = latent.read()
+    step = max(1, BLOCK // latent.shape[1])
+    for begin in range(0, latent.shape[0], step):
+        rows = slice(begin, begin + step)
+        yield rows, to_float32(weights[rows])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Coded, Factored, Matrix, to_float32
 
 __all__ = [
@@ -90,14 +90,9 @@ def order_of(stem: str, index: np.ndarray | None, cols: int, group: int) -> np.n
     return order.astype(np.int32)
 
 
-def kept_of(stem: str, group: int) -> int:
-    """The largest groups of our formats that lie within groups of so many columns; UnsupportedModelError if none do."""
-    kept = next((n for n in KEPT if not group % n), None)
-    if kept is None:
-        raise UnsupportedModelError(
-            f"{stem!r:.80} has groups of {group} columns; lutra reads rows and multiples of {KEPT[-1]}"
-        )
-    return kept
+def kept_of(group: int) -> int:
+    """The largest groups of our formats that lie within groups of so many columns; 0 if none do."""
+    return next((n for n in KEPT if not group % n), 0)
 
 
 def is_half(x: np.ndarray) -> bool:
@@ -124,16 +119,13 @@ class Grid:
     order: np.ndarray | None = None
 
     def entry(self) -> Entry:
-        """The matrix in the smallest format that holds it exactly, or else as float32: scales and zeros decide.
-
-        Raises UnsupportedModelError for groups of a size that no format has.
-        """
-        kept = kept_of(self.stem, self.group) if self.group else 0
+        """The matrix in the smallest format that holds it exactly, or else as float32: groups and scales decide."""
+        kept = kept_of(self.group) if self.group else 0
         scale = self.scale()
         if not np.isfinite(scale).all():
             raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
-        if self.group and not is_half(scale):
-            return Entry("F32", self.shape, lambda: to_float32(self._matrix(kept)))
+        if self.group and not (kept and is_half(scale)):
+            return Entry("F32", self.shape, lambda: to_float32(self._matrix(self.group)))
         middle = (self.zero() == 1 << self.bits - 1).all() and (kept or self.bits < 8)  # q8 is another format
         format = f"q{self.bits}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
         return Entry(format if self.order is None else f"ordered-{format}", self.shape, lambda: self._matrix(kept))

@@ -3,7 +3,7 @@
 Beside every latent ``weight`` lies ``weight_clip_val`` [out, 1], a row's alpha. ``w_bits`` of the configuration says
 what grid it spans, activations being as they are:
 
-    1       alpha {-1, 1}
+    1       alpha {-1, 1}, and 0 where a latent weight is exactly 0
     0       alpha {-2/3, 0, 2/3}: ternary
     2       alpha {-3/4, -1/4, 1/4, 3/4}
     3, 4    alpha times the integers of so many bits
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.fbi import signs
+from lutra.models.loaders.fbi import has_zeros, signs
 from lutra.models.loaders.grids import FLOATS, part, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, to_float32
@@ -66,7 +66,7 @@ def _entry(source: Source, stem: str, bits: int) -> Entry:
             return Coded(codes, alpha / 2, np.full_like(alpha, 1.5))
         return Coded(codes, alpha * np.float32(2 / 3) if bits == 0 else alpha)
 
-    return Entry(FORMATS[bits], weight.shape, read)
+    return Entry("q2" if bits == 1 and has_zeros(weight) else FORMATS[bits], weight.shape, read)
 
 
 def _codes(latent: np.ndarray, bits: int) -> np.ndarray:

@@ -60,12 +60,12 @@ class _Summed:
             raise CorruptModelError(f"{self.stem!r:.80} has {self.groups} groups for {self.shape[1]} columns")
         if not 1 <= self.planes <= MAX_PLANES:
             raise UnsupportedModelError(f"{self.stem!r:.80} is a sum of {self.planes} planes; lutra runs {MAX_PLANES}")
-        kept = kept_of(self.stem, group)
+        kept = kept_of(group)
         grids = [self.scale()] + ([self.offset()] if self.offset else [])
         if not all(np.isfinite(grid).all() for grid in grids):
             raise CorruptModelError(f"{self.stem!r:.80} has scales or offsets that are not finite numbers")
-        if not all(map(is_half, grids)):
-            return Entry("F32", self.shape, lambda: to_float32(self._matrix(group, kept)))
+        if not (kept and all(map(is_half, grids))):
+            return Entry("F32", self.shape, lambda: to_float32(self._matrix(group, group)))
         base = f"bcq{self.planes}" if self.zero else "db"
         format = f"{base}g{kept}{'z' if self.offset else ''}"
         return Entry(format, self.shape, lambda: self._matrix(group, kept))

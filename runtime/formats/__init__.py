@@ -254,9 +254,7 @@ Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked
 def to_float32(x: Matrix) -> np.ndarray:
     """The values of ``x`` as a float32 array of its shape; a float32 array comes back as is."""
     if isinstance(x, Coded):
-        own = np.arange(x.codes.shape[1]) // x.group if x.group else slice(None)
-        values = x.codes.astype(np.float32) if x.zero is None else x.codes - x.zero[:, own]
-        return values * x.scale[:, own]
+        return _decoded(x)
     if isinstance(x, Nested):
         own = np.arange(x.shape[1]) // x.group
         values = x.codes * x.scales[0][:, own]
@@ -272,8 +270,25 @@ def to_float32(x: Matrix) -> np.ndarray:
     if isinstance(x, Stacked):
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):
-        return (x.view(np.ndarray).astype(np.uint32) << 16).view(np.float32)
+        bits = x.view(np.ndarray).astype(np.uint32)
+        bits <<= np.uint32(16)
+        return bits.view(np.float32)
     return np.asarray(x, dtype=np.float32)
+
+
+def _decoded(x: Coded) -> np.ndarray:
+    """A group's columns side by side: no scale is written out for each of them."""
+    rows, cols = x.shape
+    values = x.codes.astype(np.float32)
+    whole = cols // x.group if x.group else 0  # groups
+    spans = [(0, whole * x.group, slice(0, whole))] if whole else []
+    spans += [(whole * x.group, cols, slice(whole, None))] if whole * x.group < cols else []
+    for begin, end, own in spans:
+        part = values[:, begin:end].reshape(rows, x.scale[:, own].shape[1], -1)  # a view
+        if x.zero is not None:
+            part -= x.zero[:, own, None]
+        part *= x.scale[:, own, None]
+    return values
 
 
 def _product(links: Any) -> np.ndarray:

@@ -1,22 +1,25 @@
 """Round to nearest on uniform grids whose scales, and zeros if they have any, leave the least squared error found.
 
-A grid that reaches the group's largest value wastes its steps on it. So grids of several reaches are tried, each is
-moved to the least squares for the codes it gives, and the best is moved and rounded to a few times more: Lloyd's
-iteration (1982) on evenly spaced levels. Everything is a group's own; nothing looks at the others.
+A grid that reaches the group's largest value wastes its steps on it. So grids of several reaches are tried. The one
+whose codes leave the least is moved to the least squares for these codes and rounded to a few times: Lloyd's iteration
+(1982) on evenly spaced levels. Everything is a group's own; nothing looks at the others.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lutra.runtime.formats import Coded, Matrix
 from lutra.runtime.formats._uniform import Uniform
+from lutra.tools.loops import compiled, in_pieces, spans
 
 REACHES = np.linspace(0.4, 1.0, 13, dtype=np.float32)  # shares of the range that the first grids reach
-ROUNDS = 4
-AT_ONCE = 1 << 19  # elements worked on together: few enough to stay in cache
+ROUNDS = 5
+AT_ONCE = 4096  # groups worked on together: enough for what every call of numpy costs, few enough for a cache
+LEAST = np.float32(1e-30)  # a smaller scale is as good as 0
 
 
 def fits(codec: Any) -> bool:
@@ -33,21 +36,25 @@ def quantize(values: np.ndarray, codec: Uniform) -> Matrix:
     groups = -(-cols // group)
     codes = np.empty(values.shape, np.uint8)
     scale, zero = (np.empty((rows, groups), np.float32) for _ in range(2))
-    step = max(1, AT_ONCE // cols)
-    for begin in range(0, rows, step):
-        some = slice(begin, begin + step)
-        for g in range(groups):
-            columns = slice(g * group, min((g + 1) * group, cols))
-            part = np.ascontiguousarray(values[some, columns])
-            scale[some, g], zero[some, g] = fit(part, codec.bits, codec.zeros, halves=groups > 1)
-            codes[some, columns] = nearest(part, scale[some, g], zero[some, g], codec.bits)
+
+    def piece(some: slice) -> None:
+        for begin, end, size in spans(cols, group):
+            part = values[some, begin:end].reshape(-1, size)
+            s, z = fit(part, codec.bits, codec.zeros, halves=groups > 1)
+            own = slice(begin // group, -(-end // group))
+            codes[some, begin:end] = nearest(part, s, z, codec.bits).reshape(-1, end - begin)
+            scale[some, own], zero[some, own] = (grid.reshape(-1, own.stop - own.start) for grid in (s, z))
+
+    in_pieces(piece, rows, max(1, AT_ONCE // groups))
     return Coded(codes, scale, zero, codec.group)
 
 
 def nearest(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
     """The codes of the grid points nearest to float32 [n, group]: float32 of that shape. scale, zero: float32 [n]."""
-    safe = np.where(scale == 0, np.float32(1), scale)
-    return np.clip(np.rint(values / safe[:, None] + zero[:, None]), 0, (1 << bits) - 1)
+    codes = values * inverse(scale)[:, None]
+    codes += zero[:, None]
+    np.rint(codes, out=codes)
+    return np.clip(codes, 0, (1 << bits) - 1, out=codes)
 
 
 def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -56,54 +63,132 @@ def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> t
     zeros: whether each may have a zero of its own; else it is the middle of the codes. halves: whether scales are to
     be stored as float16, as zeros always are.
     """
-    best = np.full(len(values), np.inf, np.float32)
-    scale, zero = np.zeros_like(best), np.zeros_like(best)
+    columns = np.ascontiguousarray(values.T)
+    total = columns.sum(axis=0, dtype=np.float64)
 
-    def consider(s: np.ndarray, z: np.ndarray) -> None:
+    def measured(s: np.ndarray, z: np.ndarray) -> _Grid:
         s, z = _stored(s, halves), _stored(z)
-        error = ((values - (nearest(values, s, z, bits) - z[:, None]) * s[:, None]) ** 2).sum(axis=1)
-        better = error < best
-        best[better], scale[better], zero[better] = error[better], s[better], z[better]
+        sums = _measured(columns, s, z, inverse(s), np.float32((1 << bits) - 1))
+        return _Grid(s, z, sums[0], *_least_squares(s, z, *sums, total, len(columns), zeros))
 
-    for s, z in _first_grids(values, bits, zeros):
-        consider(s, z)
-        consider(*_least_squares(values, nearest(values, s, z, bits), z, zeros))
+    best = None
+    for s, z in _first_grids(columns, bits, zeros):
+        grid = measured(s, z)
+        best = best.or_else(grid, grid.promised < best.promised) if best else grid
+    assert best is not None
     for _ in range(ROUNDS):
-        consider(*_least_squares(values, nearest(values, scale, zero, bits), zero, zeros))
-    return scale, zero
+        grid = measured(best.better_scale, best.better_zero)
+        best = best.or_else(grid, grid.error < best.error)
+    return best.scale, best.zero
 
 
-def _first_grids(values: np.ndarray, bits: int, zeros: bool) -> Any:
+class _Grid(NamedTuple):
+    """A grid for every group, its squared error, and the grid that fits its codes best, with the error of that."""
+
+    scale: np.ndarray
+    zero: np.ndarray
+    error: np.ndarray
+    better_scale: np.ndarray
+    better_zero: np.ndarray
+    promised: np.ndarray
+
+    def or_else(self, other: _Grid, where: np.ndarray) -> _Grid:
+        """The other, of the groups where that is so."""
+        return _Grid(*(np.where(where, theirs, own) for own, theirs in zip(self, other, strict=True)))
+
+
+def _measured_plain(
+    columns: np.ndarray, scale: np.ndarray, zero: np.ndarray, inverse: np.ndarray, top: np.float32
+) -> np.ndarray:
+    """Error, steps, squares and products of float32 [group, n] on a grid for each of n: float32 [4, n]."""
+    sums = np.zeros((4, columns.shape[1]), np.float32)
+    step, term = np.empty((2, columns.shape[1]), np.float32)
+    for x in columns:
+        np.multiply(x, inverse, out=step)
+        np.add(step, zero, out=step)
+        np.rint(step, out=step)
+        np.maximum(step, np.float32(0), out=step)
+        np.minimum(step, top, out=step)
+        np.subtract(step, zero, out=step)
+        np.multiply(step, scale, out=term)
+        np.subtract(x, term, out=term)
+        np.multiply(term, term, out=term)
+        sums[0] += term
+        sums[1] += step
+        np.multiply(step, step, out=term)
+        sums[2] += term
+        np.multiply(step, x, out=term)
+        sums[3] += term
+    return sums
+
+
+@compiled(_measured_plain)
+def _measured(columns: Any, scale: Any, zero: Any, inverse: Any, top: Any) -> Any:
+    group, n = columns.shape
+    sums = np.zeros((4, n), np.float32)
+    error, steps, squares, products = sums[0], sums[1], sums[2], sums[3]
+    for k in range(group):
+        for i in range(n):
+            x = columns[k, i]
+            step = min(max(np.rint(x * inverse[i] + zero[i]), np.float32(0)), top) - zero[i]
+            left = x - step * scale[i]
+            error[i] += left * left
+            steps[i] += step
+            squares[i] += step * step
+            products[i] += step * x
+    return sums
+
+
+def _first_grids(columns: np.ndarray, bits: int, zeros: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Grids over a share of the values' range; or around a zero, to a share of the value farthest out."""
     levels = 1 << bits
+    low, high = columns.min(axis=0), columns.max(axis=0)
     if zeros:
-        low, high = values.min(axis=1), values.max(axis=1)
+        flat = low == high  # all values alike: one step from a zero of -1
         for reach in REACHES:
-            s = reach * (high - low) / np.float32(levels - 1)
+            s = np.where(flat, low, reach * (high - low) / np.float32(levels - 1))
             first = (low + high) / 2 - reach * (high - low) / 2
-            yield s, -first / np.where(s == 0, 1, s)
+            yield s, np.where(flat, -1, -first * inverse(s)).astype(np.float32)
         return
-    middle = np.full(len(values), levels // 2, np.float32)
-    end = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)[:, 0]
+    middle = np.full(len(low), levels // 2, np.float32)
+    end = np.where(high > -low, high, low)
     for reach in REACHES:  # the grid has one step more below its zero: on one side of it, or on the other
         yield reach * end / np.float32(-levels // 2), middle
         yield reach * end / np.float32(levels // 2 - 1), middle
 
 
 def _least_squares(
-    values: np.ndarray, codes: np.ndarray, zero: np.ndarray, zeros: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The scale, and the zero if it is free, that fit these codes best."""
-    if not zeros:
-        steps = codes - zero[:, None]
-        square = (steps * steps).sum(axis=1)
-        return (steps * values).sum(axis=1) / np.where(square == 0, 1, square), zero
-    mean, middle = values.mean(axis=1), codes.mean(axis=1)
-    steps = codes - middle[:, None]
-    square = (steps * steps).sum(axis=1)
-    scale = (steps * values).sum(axis=1) / np.where(square == 0, 1, square)
-    known = scale != 0
-    return np.where(known, scale, mean), np.where(known, middle - mean / np.where(known, scale, 1), codes[:, 0] - 1)
+    scale: np.ndarray,
+    zero: np.ndarray,
+    error: np.ndarray,
+    steps: np.ndarray,
+    squares: np.ndarray,
+    products: np.ndarray,
+    total: np.ndarray,
+    group: int,
+    zeros: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scale, and the zero if it is free, that fit the codes of a grid best, and the error that is left.
+
+    error, steps, squares, products: as measured. total: the values' sums.
+    """
+    steps, squares, products = (x.astype(np.float64) for x in (steps, squares, products))
+    left, gain = total - scale * steps, np.float64(0)
+    if zeros:
+        squares, products = squares - steps * steps / group, products - steps * total / group
+        gain = left * left / group
+    best = products / np.where(squares > 0, squares, 1)
+    known = (squares > 0) & (np.abs(best) > LEAST)
+    best = np.where(known, best, scale)
+    promised = error - gain - squares * (best - scale) ** 2
+    moved = zero + (steps - total / np.where(known, best, 1)) / group if zeros else zero
+    return best.astype(np.float32), np.where(known, moved, zero).astype(np.float32), promised
+
+
+def inverse(scale: np.ndarray) -> np.ndarray:
+    """What values are multiplied with: 1 / scale, or 0."""
+    known = np.abs(scale) > LEAST
+    return np.where(known, np.float32(1) / np.where(known, scale, np.float32(1)), np.float32(0))
 
 
 def _stored(x: np.ndarray, halves: bool = True) -> np.ndarray:
