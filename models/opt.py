@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lutra.models import blocks
 from lutra.runtime import ops
 from lutra.runtime.errors import UnsupportedModelError
@@ -57,7 +59,7 @@ class Config(blocks.Config):
         c = blocks.Config.read(config | fixed)
         norm_first = bool(config.get("do_layer_norm_before", True))
         return cls(
-            **vars(c),
+            **vars(c) | {"frequency": np.zeros(0, np.float32)},  # nothing is rotated
             embed_dim=blocks.size(config, "word_embed_proj_dim", c.hidden),
             norm_first=norm_first,
             norm_last=norm_first and not config.get("_remove_final_layer_norm", False),

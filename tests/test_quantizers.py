@@ -400,7 +400,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no way"):
         convert(src, tmp_path / "dst", quantize="fbi")
     with pytest.raises(CorruptModelError, match="unknown weight format"):
-        convert(src, tmp_path / "dst", quantize="q5g32")
+        convert(src, tmp_path / "dst", quantize="q7g32")
     with pytest.raises(LutraError, match="needs a text"):
         convert(src, tmp_path / "dst", quantize="q4g32", method="gptq")
     weights = src / "model.safetensors"
@@ -463,7 +463,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     for wrong in (
         ["-q", "littlebit"],
         ["-q", "q4g32", "--bpw", "3"],
-        ["-q", "q5"],
+        ["-q", "q7"],
         ["--method", "gptq"],
         ["--bpw", "1"],
     ):

@@ -239,10 +239,11 @@ def _conventions(checkpoint: Checkpoint, config: Any, grouped: tuple[Weights, ..
         return
     own_head = any(w.role == "head" for w in grouped)
     yield "the output matrix is its own" if own_head else "the output matrix is the embedding (tied)"
-    c = checkpoint.config
-    pairs = "neighbours (2j, 2j+1)" if c.get("rope_interleaved") else "halves (j, j + D/2)"
-    kind = (c.get("rope_scaling") or {}).get("rope_type", "none")
-    yield f"RoPE turns {pairs}, base {c.get('rope_theta', 10000.0):g}, scaling {kind}"
+    c = config.DEFAULTS | checkpoint.config
+    if len(config.frequency):
+        pairs = "neighbours (2j, 2j+1)" if c.get("rope_interleaved") else "halves (j, j + D/2)"
+        kind = (c.get("rope_scaling") or {}).get("rope_type", "none")
+        yield f"RoPE turns {pairs}, base {c.get('rope_theta', 10000.0):g}, scaling {kind}"
     seen = dict.fromkeys(_activations(w.format) for w in grouped if "{}" in w.role and len(w.shape) > 1)
     yield f"layers see their activations as {' and '.join(seen)}"
 

@@ -68,10 +68,11 @@ ARCHS = {
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
     "minicpm": Arch("minicpm", NEIGHBOURS),
+    "olmoe": Arch("olmoe", {"norm_topk_prob": False}),  # as llama.cpp runs it
     "phi3": Arch("phi3", layer={"ffn_up": "mlp.gate_up_proj"}),
     "qwen2": Arch("qwen2"),
     "qwen3": Arch("qwen3"),
-    "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # as llama.cpp runs it
+    "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
 }
 TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
 
@@ -98,6 +99,7 @@ CHANGING = {
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
 }
@@ -223,7 +225,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
-    if keys.arch == "qwen3moe":
+    if keys.arch in ("olmoe", "qwen3moe"):
         config |= _mixture(keys, shapes, config)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
@@ -237,7 +239,7 @@ def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, A
     return {
         "num_experts": keys.size("expert_count"),
         "num_experts_per_tok": keys.size("expert_used_count"),
-        "moe_intermediate_size": keys.size("expert_feed_forward_length"),
+        "moe_intermediate_size": keys.size("expert_feed_forward_length", config["intermediate_size"]),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
     }
 
