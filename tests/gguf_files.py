@@ -77,9 +77,9 @@ def write(
     name = arch or gguf.MODEL_ARCH_NAMES[known]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
-    for key, value in (keys or {}).items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        writer.add_string(key, value) if isinstance(value, str) else add(key, value)
+    adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+    for key, value in {"tokenizer.ggml.model": "no_vocab", **(keys or {})}.items():
+        adders.get(value.__class__, writer.add_float32)(key, value)
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
@@ -149,7 +149,6 @@ def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         if config.model_type != "olmoe":
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
 
 
 def permuted(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:
