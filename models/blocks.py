@@ -79,7 +79,7 @@ class Config:
         if head_dim > HEAD_DIM:
             raise UnsupportedModelError(f"lutra has no attention for heads of {head_dim}", f"it goes up to {HEAD_DIM}")
         activation = config.get("hidden_act", "silu")
-        if activation not in ACTIVATIONS:
+        if activation not in list(ACTIVATIONS):  # it may be anything
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
         n_ctx = size(config, "max_position_embeddings", 2048)
         layers = size(config, "num_hidden_layers")
@@ -94,7 +94,7 @@ class Config:
             vocab=size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
             windows=_windows(config, layers),
-            eps=float(config.get("rms_norm_eps", 1e-6)),
+            eps=0.0 if config.get("rms_norm_eps") == 0 else factor(config, "rms_norm_eps", 1e-6),
             activation=activation,
             frequency=rope.frequency,
             magnitude=rope.magnitude,
@@ -168,18 +168,20 @@ class Rope:
 
 def rope_of(config: dict[str, Any], head_dim: int) -> Rope:
     """theta^(-2j / d) for the pairs j of the d = head_dim columns that turn, scaled as ``rope_scaling`` says."""
-    theta, scaling = float(config.get("rope_theta", 10000.0)), config.get("rope_scaling") or {}
+    theta, scaling = factor(config, "rope_theta", 10000.0), config.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CorruptModelError(f"config.json: rope_scaling is {scaling!r:.80}, which is no table")
     turning = int(head_dim * factor(config, "partial_rotary_factor"))
     if not 0 < turning <= head_dim or turning % 2:
         raise CorruptModelError(f"config.json: partial_rotary_factor turns {turning} of a head's {head_dim} columns")
     exponents = np.arange(0, turning, 2, dtype=np.float32) / np.float32(turning)
     frequency = (1.0 / theta**exponents).astype(np.float32)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _ROPES:
+    if kind not in list(_ROPES):
         raise UnsupportedModelError(f"lutra does not know rope_type {kind!r}", f"it knows {', '.join(_ROPES)}")
     try:
         return _ROPES[kind](frequency, scaling, config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CorruptModelError(f"rope_scaling {scaling!r:.200} makes no {kind} rope: {error!r}") from None
 
 
