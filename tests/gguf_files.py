@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import sentencepiece
 import torch
 import transformers
 from checkpoints import randomized
 from gguf import GGMLQuantizationType as Type
+
+from lutra.models.loaders import open_checkpoint
 
 SHAPE = dict(
     vocab_size=128,
@@ -77,9 +81,9 @@ def write(
     name = arch or gguf.MODEL_ARCH_NAMES[known]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
-    for key, value in (keys or {}).items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        writer.add_string(key, value) if isinstance(value, str) else add(key, value)
+    adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+    for key, value in {"tokenizer.ggml.model": "no_vocab", **(keys or {})}.items():
+        adders.get(value.__class__, writer.add_float32)(key, value)
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
@@ -118,6 +122,35 @@ def write(
     return model
 
 
+def stories(path: Path, folder: Path, type: str) -> None:
+    """A llama2.c model and its tokenizer, as llama.cpp's converter would write them."""
+    with open_checkpoint(folder) as checkpoint:
+        config = checkpoint.config
+        state = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+        writer = gguf.GGUFWriter(path, "llama")
+        rope = {"rope_theta": config["rope_theta"]}
+        _metadata(writer, SimpleNamespace(**config | {"rope_parameters": rope}), vocabulary=False)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+        for name, values in state.items():
+            kind = "F16" if type == "Q8_0" and values.shape[-1] % 32 else type
+            known = Type[kind if values.ndim == 2 else "F32"]
+            new = names.get_name(name, try_suffixes=(".weight",))
+            writer.add_tensor(new, gguf.quants.quantize(np.asarray(values), known), raw_dtype=known)
+        model = sentencepiece.SentencePieceProcessor(str(next(folder.glob("*.model"))))
+        pieces = range(model.vocab_size())
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([model.id_to_piece(i) for i in pieces])
+        writer.add_token_scores([model.get_score(i) for i in pieces])
+        kinds = {"is_unknown": 2, "is_control": 3, "is_byte": 6}
+        writer.add_token_types([next((n for k, n in kinds.items() if getattr(model, k)(i)), 1) for i in pieces])
+        writer.add_bos_token_id(model.bos_id())
+        writer.add_eos_token_id(model.eos_id())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
 def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, type: str) -> None:
     """All experts' matrices of a layer, gate and up apart."""
     layer = tensor.split(".")[2]
@@ -129,7 +162,7 @@ def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: st
         some.copy_(torch.from_numpy(read).reshape(some.shape))
 
 
-def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -149,7 +182,6 @@ def _metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         if config.model_type != "olmoe":
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
 
 
 def permuted(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +22,10 @@ from lutra.models.loaders import open_checkpoint
 from lutra.runtime.errors import CorruptModelError, LutraError, ModelNotFoundError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
 from lutra.runtime.model import Model
-from lutra.tools import peer_gguf
+from lutra.tools import bench_peers, peer_gguf
 from lutra.tools.convert import convert
 
+STORIES = Path(__file__).parents[2] / "shared" / "assets" / "weights" / "stories260K"
 IDS = [1, 5, 9, 42, 77, 3]
 PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
 DENSE = ["F32", "F16", "BF16"]
@@ -39,6 +41,22 @@ def files() -> ModuleType:
     import gguf_files
 
     return gguf_files
+
+
+@pytest.fixture
+def llama_cpp(tmp_path) -> Callable[[Path, list[int]], np.ndarray]:
+    """llama.cpp's logits of a file: float32 [ids, vocabulary]."""
+    try:
+        bench_peers.installed(PEER_PYTHON)
+    except LutraError as error:
+        pytest.skip(f"{error} (LUTRA_PEER_PYTHON can name another)")
+
+    def logits(path: Path, ids: list[int]) -> np.ndarray:
+        child, out = Path(__file__).with_name("llama_logits.py"), tmp_path / "logits.npy"
+        subprocess.run([PEER_PYTHON, child, path, out, *map(str, ids)], check=True, capture_output=True)
+        return np.load(out)
+
+    return logits
 
 
 def agrees(path: Path, reference: Any, most: float = 0.03) -> set[str]:
@@ -147,20 +165,36 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LLAMA_CPP)
-def test_logits_of_llama_cpp(name, tmp_path, files):
-    from lutra.tools import bench_peers
-
-    try:
-        bench_peers.installed(PEER_PYTHON)
-    except LutraError as error:
-        pytest.skip(f"{error} (LUTRA_PEER_PYTHON can name another)")
+def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
     files.write(tmp_path / "x.gguf", files.model(arch, **config), types)
-    child = Path(__file__).with_name("llama_logits.py")
-    out = tmp_path / "logits.npy"
-    subprocess.run([PEER_PYTHON, child, tmp_path / "x.gguf", out, *map(str, IDS)], check=True, capture_output=True)
+    expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:
-        assert tiny.relative(m.session().logits(IDS)[-1], np.load(out)) < 0.05  # it quantizes activations its own way
+        assert tiny.relative(m.session().logits(IDS), expected) < 0.05  # it quantizes activations its own way
+
+
+@pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
+def test_a_real_model_tells_the_same_story(type, tmp_path, llama_cpp):
+    """64 tokens, the likeliest each, of stories260K and its tokenizer: those of its own file, and of llama.cpp."""
+    files = pytest.importorskip("gguf_files")
+    if not STORIES.exists():
+        pytest.skip("stories260K is not there")
+    files.stories(tmp_path / "x.gguf", STORIES, type)
+    with Model.load(tmp_path / "x.gguf", kv_type="f32") as m, Model.load(STORIES) as original:
+        prompt = m.tokenizer.encode("Once upon a time, there was")
+        assert prompt == original.tokenizer.encode("Once upon a time, there was")
+        ids = greedy(m, prompt, 64)
+        if type == "F32":
+            assert ids == greedy(original, prompt, 64)
+    likeliest = llama_cpp(tmp_path / "x.gguf", prompt + ids).argmax(axis=1)
+    assert likeliest[len(prompt) - 1 : -1].tolist() == ids
+
+
+def greedy(model: Model, prompt: list[int], n: int) -> list[int]:
+    session, ids = model.session(), list(prompt)
+    while len(ids) < len(prompt) + n:
+        ids.append(int(session.feed(ids[len(session.tokens) :]).argmax()))
+    return ids[len(prompt) :]
 
 
 def test_split_files_are_one_model(tmp_path, files):

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lutra.models.loaders import gguf_tokenizer
+from lutra.models.loaders.gguf import GGUFFile
 from lutra.models.tokenizer import load_tokenizer
 from lutra.runtime.errors import CorruptModelError, LutraError, ModelNotFoundError, UnsupportedModelError
+from lutra.runtime.model import Model
+from lutra.tools.convert import convert
+from lutra.tools.describe import describe
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -52,14 +55,6 @@ def conformance(case: str) -> list[tuple[str, list[int]]]:
     cases = list(zip(texts.split("\n__ggml_vocab_test__\n"), found, strict=False))
     assert len(cases) == 47
     return cases
-
-
-@lru_cache
-def read_gguf(path: Path) -> dict:
-    """Metadata as our reader gives it."""
-    gguf = pytest.importorskip("gguf", reason="needs the gguf package")
-    values = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-    return {k: np.array(v) if isinstance(v, list) and type(v[0]) is not str else v for k, v in values.items()}
 
 
 def write_gguf(path: Path, metadata: dict) -> Path:
@@ -199,7 +194,9 @@ def sentencepiece(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("case", ["llama-spm", "phi-3"])
 def test_llama_cpps_cases(case):
     cases = conformance(case)
-    tokenizer = load_tokenizer(gguf_tokenizer.files(read_gguf(asset(f"tokenizers/ggml-vocab/ggml-vocab-{case}.gguf"))))
+    tokenizer = load_tokenizer(
+        gguf_tokenizer.files(GGUFFile(asset(f"tokenizers/ggml-vocab/ggml-vocab-{case}.gguf")).metadata)
+    )
     for text, ids in cases:
         assert tokenizer.encode(text, add_bos=False) == ids
         assert tokenizer.decode(ids) == text
@@ -233,7 +230,7 @@ def test_phi_3_strips_as_llama_cpp():
     path = asset("tokenizers/ggml-vocab/ggml-vocab-phi-3.gguf")
     texts = ["<|user|>\n Hi <|end|>\n\n<|assistant|>  \n", "<s>  a<|endoftext|>  b<unk> c", "<|system|>"]
     (theirs,) = llama_cpp([path], texts)
-    for mine, expected in zip(ours(read_gguf(path), texts), theirs, strict=True):
+    for mine, expected in zip(ours(GGUFFile(path).metadata, texts), theirs, strict=True):
         assert mine[2] == expected[2]
 
 
@@ -427,6 +424,51 @@ def test_other_kinds_are_refused_by_name(kind):
 def test_other_splits_are_refused_by_name(byte_level):
     with pytest.raises(UnsupportedModelError, match="kimi-k2"):
         gguf_tokenizer.files({**byte_level, "tokenizer.ggml.pre": "kimi-k2"})
+
+
+# --- in a model
+
+
+def write_model(path: Path, metadata: dict) -> Path:
+    for library in ("torch", "transformers", "accelerate", "gguf"):
+        pytest.importorskip(library)
+    import gguf_files
+
+    keys = {
+        k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in metadata.items() if k != "general.architecture"
+    }
+    gguf_files.write(
+        path, gguf_files.model("llama", vocab_size=len(keys["tokenizer.ggml.tokens"])), ["Q8_0"], keys=keys
+    )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_a_converted_model_chats_as_its_source(kind, tmp_path, request):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|eos|><u>{% endfor %}"
+    metadata = {**request.getfixturevalue(kind), "tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 5}
+    path = write_model(tmp_path / "m.gguf", metadata)
+    assert convert(path, tmp_path / "converted").warnings == ()
+    assert describe(path).chat_template
+    chat = [{"role": "user", "content": "Hi <u> <|eos|> é"}, {"role": "assistant", "content": "東京"}]
+    with Model.load(path) as source, Model.load(tmp_path / "converted") as converted:
+        a, b = source.tokenizer, converted.tokenizer
+        assert (a.bos_id, a.eos_ids, a.special_ids) == (b.bos_id, b.eos_ids, b.special_ids)
+        assert 5 in a.eos_ids
+        assert a.encode_chat(chat) == b.encode_chat(chat)
+        for text in [*TEXTS, *SPECIAL]:
+            assert a.encode(text) == b.encode(text)
+
+
+def test_a_model_opens_without_its_tokenizer(byte_level, tmp_path):
+    path = write_model(tmp_path / "m.gguf", {**byte_level, "tokenizer.ggml.pre": "unheard-of"})
+    with Model.load(path) as model:
+        assert np.isfinite(model.session().logits([1, 2])).all()
+        with pytest.raises(UnsupportedModelError, match="unheard-of"):
+            _ = model.tokenizer
+    assert "unheard-of" in " ".join(describe(path).warnings)
+    assert "unheard-of" in " ".join(convert(path, tmp_path / "converted").warnings)
+    assert not list((tmp_path / "converted").glob("tokenizer*"))
 
 
 # --- damage

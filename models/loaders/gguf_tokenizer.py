@@ -146,7 +146,8 @@ class _Vocabulary:
         found = {name: keys.id(f"ggml.{name}_token_id", len(tokens), ids.get(name)) for name in NAMES}
         named = {name: id for name, id in found.items() if id is not None}
         # Old converters gave no types, and some a wrong one to a token that ends an answer.
-        types[[named[name] for name in ("bos", *ENDS) if name in named]] = CONTROL
+        marks = [named[name] for name in ("bos", *ENDS) if name in named]
+        types[[id for id in marks if types[id] != BYTE]] = CONTROL
         return cls(tokens, types.astype(int).tolist(), named)
 
     def texts(self) -> dict[str, str | None]:
