@@ -174,9 +174,8 @@ def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
 
 
 @pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
-def test_a_real_model_tells_the_same_story(type, tmp_path, llama_cpp):
+def test_a_real_model_tells_the_same_story(type, tmp_path, files, llama_cpp):
     """64 tokens, the likeliest each, of stories260K and its tokenizer: those of its own file, and of llama.cpp."""
-    files = pytest.importorskip("gguf_files")
     if not STORIES.exists():
         pytest.skip("stories260K is not there")
     files.stories(tmp_path / "x.gguf", STORIES, type)
