@@ -6,8 +6,9 @@
 #include "../uniform.h"
 #include "planes.h"
 
-/* Where a product cannot take whole bytes, the halves of 8 bits make panels of their own. */
-enum { PANEL = WHOLE ? 16 : 4, HALVES = BITS == 8 && !WHOLE_BYTES ? 2 : 1, MOST = (1 << BITS / HALVES) - 1 };
+/* Where a product does not take 0..255, the halves of 8 bits make panels of their own. */
+enum { PANEL = WHOLE ? 16 : 4, HALVES = BITS == 8 && (SIGNED_WEIGHTS || !WHOLE_BYTES) ? 2 : 1 };
+enum { MOST = (1 << BITS / HALVES) - 1 };
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
