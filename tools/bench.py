@@ -269,14 +269,14 @@ def synthetic(shape: str, format: str, head: str = "q8", *, n_ctx: int = 0, **op
     return Model(arch, config, weights, **options)
 
 
-_GRID = {"scale": 0.02, "zero": 1, "offset": 0.01, "columns": 1, "table": 64, "digits": 1}
+_GRID = {"scale": 0.02, "unit": 0.0003, "zero": 1, "offset": 0.01, "columns": 1, "table": 64, "digits": 1}
 
 
 def _noise(rng: np.random.Generator, format: str, shape: tuple[int, ...]) -> Packed:
     """A matrix of random bytes where any byte is a weight, of small random floats where not."""
     parts = {}
     for name, (dtype, size) in formats.codec(format).layout(*shape).items():
-        if (last := name.rpartition(".")[2]) in _GRID:
+        if (last := name.rpartition(".")[2]) in _GRID and dtype is not np.int8:
             parts[name] = np.full(size, _GRID[last], dtype)
         elif np.dtype(dtype).itemsize == 1:
             parts[name] = np.frombuffer(rng.bytes(int(np.prod(size))), dtype).reshape(size)
