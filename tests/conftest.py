@@ -1,4 +1,10 @@
-"""Options of the test run."""
+"""Options of the test run, and what its programs inherit."""
+
+import signal
+
+# Shells start what they put in the background deaf to Ctrl-C; the programs under test would be, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
