@@ -21,12 +21,19 @@
  *
  * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
- *     group, planes           of f: chunks that share an activation scale; planes
+ *     group, planes           of f: chunks that share an activation scale; planes. Or GROUP, PLANES: the same for all
  *     chunks_dot(f, p, data, codes, chunks, ahead)   the sums of a plane's chunks, with one token
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
 #include "tile.h"
+
+#ifndef GROUP
+#define GROUP f->group
+#endif
+#ifndef PLANES
+#define PLANES f->planes
+#endif
 
 enum {
     BLOCK = 16,              /* output rows */
@@ -48,12 +55,14 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
     return *(const float *)(row + token * op->arg[arg].stride + group * (int64_t)sizeof(float));
 }
 
-/* Some blocks times one token, side by side: memory is read faster as two streams. */
-static inline void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first,
-                                      int32_t blocks, int32_t token) {
+/* Some blocks times one token, side by side: memory is read faster as two streams. group: chunks that share an activation
+ * scale. */
+LT_INLINE void blocks_times(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
+                            int32_t token, int32_t group) {
     const int8_t *codes = lt_row(op, step, 1, token);
     const float *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #if WHOLE
+    (void)group;
     i32x16 sums[BLOCKS_PER_PART];
     if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
     else blocks_dot(f, first, 1, codes, sums);
@@ -62,18 +71,28 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
 #else
     f32x16 y[BLOCKS_PER_PART];
     for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);
-    for (int32_t c = 0, g = 0; c < f->chunks; c += f->group, g++) {
-        const int32_t chunks = lt_min(f->group, f->chunks - c);
+    for (int32_t c = 0, g = 0; c < f->chunks; c += group, g++) {
+        const int32_t chunks = group == 1 ? 1 : lt_min(group, f->chunks - c);
         const int64_t left = (f->chunks - c) * (int64_t)BYTES; /* behind them come the next blocks, not the neighbour */
         const int64_t ahead = left > PREFETCH ? PREFETCH : PREFETCH + (blocks - 1) * f->chunks * (int64_t)BYTES;
         for (int32_t b = 0; b < blocks; b++)
-            for (int32_t p = 0; p < f->planes; p++) {
+            for (int32_t p = 0; p < PLANES; p++) {
                 const uint8_t *data = group_at(f, first + b, g, p, chunks);
                 const i32x16 sums = chunks_dot(f, p, data, codes + c * COLUMNS, chunks, ahead);
                 y[b] = add_group(y[b], sums, grid_at(f, first + b, g, p), act_scale[g], act_sum[g]);
             }
     }
     for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token, first + b, y[b]);
+#endif
+}
+
+static void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
+                               int32_t token) {
+#if WHOLE
+    blocks_times(op, step, f, first, blocks, token, 0);
+#else
+    if (GROUP == 1) blocks_times(op, step, f, first, blocks, token, 1); /* compiled for it: small groups cost most */
+    else blocks_times(op, step, f, first, blocks, token, GROUP);
 #endif
 }
 
@@ -100,7 +119,8 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const panel wei
 LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights,
                            const grid grids[TILE_BLOCKS], int32_t group, int32_t chunks, int32_t token, int tokens,
                            result y[]) {
-    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)group * f->group * COLUMNS;
+    (void)f; /* where GROUP is a number */
+    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)group * GROUP * COLUMNS;
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
     i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
     tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
@@ -162,11 +182,11 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #else
-    for (int32_t first = 0, g = 0; first < f->chunks; first += f->group, g++) {
-        const int32_t chunks = lt_min(f->group, f->chunks - first);
+    for (int32_t first = 0, g = 0; first < f->chunks; first += GROUP, g++) {
+        const int32_t chunks = lt_min(GROUP, f->chunks - first);
         y = sums[0];
         for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH)
-            for (int32_t p = 0; p < f->planes; p++) {
+            for (int32_t p = 0; p < PLANES; p++) {
                 grid grids[TILE_BLOCKS];
                 for (int32_t i = 0; i < TILE_BLOCKS; i++) {
                     const int32_t at = tile_block(b, i, last);
