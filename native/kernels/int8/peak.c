@@ -20,7 +20,8 @@ enum {
 #ifdef LT_AMX_TILES
 #include "../../amx.h"
 
-/* A product of two registers makes 16 x 16 x 64 multiply-adds, so every 64 steps are six of them. */
+/* A product of two registers makes 16 x 16 x 64 multiply-adds, so every 64 steps are six of them: one for each
+ * register that is not an operand. All have the same shape here. */
 static uint32_t products(const uint8_t *weights, const int8_t *codes, int32_t steps) {
     uint8_t w[AMX_ROWS][AMX_BYTES]; /* [step][16 rows][4]: any four steps are the weights, for every row */
     int8_t c[AMX_ROWS][AMX_BYTES];
