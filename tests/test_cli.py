@@ -501,6 +501,12 @@ def test_doctor(lutra: Any) -> None:
     assert "unknown CPU level 'pentium'" in err
 
 
+def test_doctor_says_what_is_not_used(lutra: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lutra.native.cpu_refused", lambda: "amx: its products were wrong")
+    assert "; not amx: its products were wrong" in lutra("doctor").out
+    assert json.loads(lutra("doctor", "--json").out)["cpu"]["refused"] == "amx: its products were wrong"
+
+
 def test_doctor_notices_a_broken_kernel(lutra: Any, monkeypatch: Any) -> None:
     tiny, count = doctor._tiny_model, iter(range(2))
 
