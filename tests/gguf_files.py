@@ -45,6 +45,7 @@ SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42)
 ARCHS = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
@@ -53,6 +54,7 @@ ARCHS = {
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
+NEIGHBOURS = ("granite", "llama", "minicpm")  # files of theirs have RoPE's pairs side by side
 Model = transformers.PreTrainedModel
 
 
@@ -79,6 +81,7 @@ def write(
     config = model.config
     known = ARCHS[config.model_type][2]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
+    neighbours = name in NEIGHBOURS
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
@@ -93,7 +96,7 @@ def write(
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = permuted(tensor, values.numpy(), config) if name in ("llama", "minicpm") else values.numpy()
+        stored = permuted(tensor, values.numpy(), config) if neighbours else values.numpy()
         type = "F32"
         if stored.ndim == 2 and "mlp.gate." not in tensor:
             type, turn = types[turn % len(types)], turn + 1
@@ -110,7 +113,7 @@ def write(
             writer.add_tensor(new, data, raw_dtype=Type[type])
         if name.startswith("gemma") and stored.ndim == 1:
             read = read - 1
-        if name in ("llama", "minicpm"):
+        if neighbours:
             read = permuted(tensor, read, config, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
@@ -181,6 +184,12 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_expert_used_count(config.num_experts_per_tok)
         if config.model_type != "olmoe":
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        if writer.arch == "granite":
+            writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
 
 

@@ -109,6 +109,7 @@ def test_types(type, tmp_path, files):
 MIXTURE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=64, norm_topk_prob=True)
 GEMMA = dict(head_dim=64, sliding_window=5, tie_word_embeddings=True)
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
+GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
     "gemma2, other caps": (
@@ -127,6 +128,9 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         GEMMA | dict(query_pre_attn_scalar=64, num_hidden_layers=7),
         dict(keys={"gemma3.attention.sliding_window": 5}),
     ),
+    "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), {}),
+    # transformers lacks MiniCPM, which scales the same things: but its files do not speak of scores.
+    "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), dict(arch="minicpm")),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
     "qwen2": ("qwen2", {}, {}),
@@ -154,6 +158,8 @@ def test_architectures(name, tmp_path, files):
 LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "gemma2": ("gemma2", GEMMA | dict(sliding_window=512, query_pre_attn_scalar=64), MIXED),
     "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
+    "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), MIXED),
+    "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
@@ -167,7 +173,8 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    files.write(tmp_path / "x.gguf", files.model(arch, **config), types)
+    options = {"arch": name} if name == "minicpm" else {}
+    files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:
         assert tiny.relative(m.session().logits(IDS), expected) < 0.05  # it quantizes activations its own way

@@ -63,6 +63,7 @@ GEMMA = {
 ARCHS = {
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),  # the converter has added the 1
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "granite": Arch("granite", NEIGHBOURS),
     "llama": Arch("llama", NEIGHBOURS),
     "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
     "bitnet-25": Arch("bitnet", RELU2),
@@ -99,6 +100,7 @@ CHANGING = {
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
     "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
@@ -227,6 +229,8 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config["hidden_act"] = activation
     if keys.arch in ("olmoe", "qwen3moe"):
         config |= _mixture(keys, shapes, config)
+    if keys.arch == "granite":
+        config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
     if keys.arch in ("gemma2", "gemma3"):
@@ -257,6 +261,15 @@ def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     elif pattern is not None:
         local["sliding_window_pattern"] = pattern
     return {"query_pre_attn_scalar": scale**-2 if scale else width, **caps, **local}
+
+
+def _granite(keys: _Keys, head_dim: int) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": keys.number("embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": keys.number("residual_scale", 0.0) or 1.0,
+        "attention_multiplier": keys.number("attention.scale", 0.0) or head_dim**-0.5,
+        "logits_scaling": keys.number("logit_scale"),
+    }
 
 
 def _minicpm(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
