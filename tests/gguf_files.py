@@ -91,8 +91,9 @@ def write(
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
         if ".experts." in tensor:
-            type, turn = types[turn % len(types)], turn + 1
-            _write_experts(writer, rng, tensor, values, type)
+            parts = ("gate", "up") if "gate_up" in tensor else ("down",)
+            own, turn = [types[(turn + i) % len(types)] for i in range(len(parts))], turn + len(parts)
+            _write_experts(writer, rng, tensor, values, dict(zip(parts, own, strict=True)))
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -154,11 +155,10 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, type: str) -> None:
-    """All experts' matrices of a layer, gate and up apart."""
+def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]) -> None:
+    """All experts' matrices of a layer, gate and up apart, each in a type of its own."""
     layer = tensor.split(".")[2]
-    parts = ("gate", "up") if "gate_up" in tensor else ("down",)
-    for name, some in zip(parts, values.chunk(len(parts), dim=1), strict=True):
+    for (name, type), some in zip(types.items(), values.chunk(len(types), dim=1), strict=True):
         data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
         data = data.reshape(*some.shape[:2], -1)
         writer.add_tensor(f"blk.{layer}.ffn_{name}_exps.weight", data, raw_dtype=Type[type])

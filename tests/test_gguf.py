@@ -180,6 +180,18 @@ def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
         assert tiny.relative(m.session().logits(IDS), expected) < 0.05  # it quantizes activations its own way
 
 
+def test_gates_and_ups_of_experts_in_different_types(tmp_path, files):
+    """As mixed quantizations have them: packed, they are the same to the last bit."""
+    files.write(tmp_path / "x.gguf", files.model("qwen3_moe", **MIXTURE), ["Q4_K", "Q6_K", "F16"])
+    convert(tmp_path / "x.gguf", tmp_path / "packed")
+    found = set()
+    with Model.load(tmp_path / "x.gguf") as m, Model.load(tmp_path / "packed") as packed:
+        np.testing.assert_array_equal(packed.session().logits(IDS), m.session().logits(IDS))
+        for i in range(2):
+            found.add(m.weights[f"layers.{i}.experts_gate_up"].format)
+    assert any("rows-256:q4g32s256m+256:q6g16s256" in format for format in found), found
+
+
 @pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
 def test_a_real_model_tells_the_same_story(type, tmp_path, files, llama_cpp):
     """64 tokens, the likeliest each, of stories260K and its tokenizer: those of its own file, and of llama.cpp."""
