@@ -45,7 +45,17 @@ SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42)
 ARCHS = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
+    "hunyuan_v1_dense": (
+        transformers.HunYuanDenseV1Config,
+        transformers.HunYuanDenseV1ForCausalLM,
+        gguf.MODEL_ARCH.HUNYUAN_DENSE,
+    ),
+    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, gguf.MODEL_ARCH.OLMO2),
+    "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, gguf.MODEL_ARCH.OLMO2),
+    "seed_oss": (transformers.SeedOssConfig, transformers.SeedOssForCausalLM, gguf.MODEL_ARCH.SEED_OSS),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, gguf.MODEL_ARCH.SMOLLM3),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
@@ -54,7 +64,11 @@ ARCHS = {
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
-NEIGHBOURS = ("granite", "llama", "minicpm")  # files of theirs have RoPE's pairs side by side
+NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+KNOWN_AS = {  # to gguf-py
+    "attn_sub_norm": "inner_attn_ln",
+    "ffn_sub_norm": "ffn_layernorm",
+}
 Model = transformers.PreTrainedModel
 
 
@@ -104,7 +118,9 @@ def write(
         if name.startswith("gemma") and stored.ndim == 1:
             stored = stored + 1
         data, read = blocks(rng, stored, type)
-        known_as = tensor.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
+        known_as = tensor
+        for ours, theirs in KNOWN_AS.items():
+            known_as = known_as.replace(ours, theirs)
         new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
         new = "output.weight" if tensor == "lm_head.weight" else new
         assert new, tensor
@@ -155,7 +171,9 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]) -> None:
+def _write_experts(
+    writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]
+) -> None:
     """All experts' matrices of a layer, gate and up apart, each in a type of its own."""
     layer = tensor.split(".")[2]
     for (name, type), some in zip(types.items(), values.chunk(len(types), dim=1), strict=True):

@@ -109,6 +109,7 @@ def test_types(type, tmp_path, files):
 MIXTURE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=64, norm_topk_prob=True)
 GEMMA = dict(head_dim=64, sliding_window=5, tie_word_embeddings=True)
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
+EXAONE = dict(head_dim=64, num_key_value_heads=2)
 GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
@@ -131,6 +132,21 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), {}),
     # transformers lacks MiniCPM, which scales the same things: but its files do not speak of scores.
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), dict(arch="minicpm")),
+    "hunyuan": ("hunyuan_v1_dense", dict(head_dim=128), {}),
+    "olmo2": ("olmo2", {}, {}),
+    "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), {}),
+    "exaone4, windows": (
+        "exaone4",
+        EXAONE | dict(sliding_window=5, layer_types=["sliding_attention", "full_attention"]),
+        dict(keys={"exaone4.attention.sliding_window": 5, "exaone4.attention.sliding_window_pattern": [True, False]}),
+    ),
+    "olmo3": (
+        "olmo3",
+        dict(sliding_window=5, num_hidden_layers=5, rope_parameters=dict(rope_type="default", rope_theta=1e4)),
+        dict(keys={"olmo2.attention.sliding_window": 5}),
+    ),
+    "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), {}),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
     "qwen2": ("qwen2", {}, {}),
@@ -160,6 +176,11 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), MIXED),
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), MIXED),
+    "hunyuan": ("hunyuan_v1_dense", dict(head_dim=64), MIXED),
+    "olmo2": ("olmo2", dict(num_key_value_heads=4), MIXED),
+    "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), DENSE),
+    "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), MIXED),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),

@@ -1,7 +1,8 @@
 """experts: the matrices of a mixture's experts, all in one format. Each row of activations meets those it has chosen.
 
 experts-q4g32 of shape [experts, out, in] has the parts of q4g32, each with an axis of experts before its own. So an
-expert's bytes lie together, and it has the kernels of its format, or those of its rows' formats. Made as it is needed, so no variant is typical.
+expert's bytes lie together, and it has the kernels of its format, or those of its rows' formats. Made as it is needed,
+so no variant is typical.
 """
 
 from __future__ import annotations
