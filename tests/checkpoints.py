@@ -123,6 +123,20 @@ def gemma_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def mistral_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Mistral Small 3 and Ministral 3 as released: a tower for images beside a text model."""
+    text = transformers.Ministral3Config(**{**SHAPE, "head_dim": 24, "pad_token_id": None})
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Mistral3Config(
+        text_config=text,
+        vision_config=transformers.PixtralVisionConfig(**tower, image_size=28, patch_size=14),
+        image_token_index=126,
+    )
+    model = randomized(transformers.Mistral3ForConditionalGeneration, config, seed)
+    model.save_pretrained(folder)
+    return model
+
+
 def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     """Gemma 3 with the configuration of its releases: a pattern for windows, two thetas at the top level."""
     model = gemma(folder, "Gemma3", sliding_window=5, num_hidden_layers=6)

@@ -41,7 +41,16 @@ RANDOM = {
     "Q2_0": {0: 0.03},
 }
 # Types that gguf-py lacks: weights and bytes of a block, ggml's number.
-SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
+SIZES = {
+    "Q1_0": (128, 18, 41),
+    "Q2_0": (64, 18, 42),
+    "Q2_0 wide": (128, 34, 42),
+    "STQ1_0": (256, 42, 43),
+    "STQ1_0 early": (256, 42, 42),
+    "I2_S": (128, 32, 36),
+}
+# STQ1_0's published codebook: by sign and slot four codes of two bits, from the lowest on.
+SHERRY = bytes.fromhex("a9892909a68626069a921a126a624a42012181a1042484a41018909840486068")
 ARCHS = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
@@ -248,12 +257,29 @@ def _put_halves(rng: np.random.Generator, data: np.ndarray, halves: dict[int, fl
 def _own(rng: np.random.Generator, shape: tuple[int, ...], type: str) -> tuple[np.ndarray, np.ndarray]:
     """Q1_0 and Q2_0, which gguf-py does not know: a float16, then codes from the lowest bits on."""
     weights, size, _ = SIZES[type]
+    if type.startswith("STQ1_0"):
+        return _sherry(rng, (shape[0], shape[1] // weights, size))
     data = rng.integers(0, 256, (shape[0], shape[1] // weights, size), dtype=np.uint8)
     _put_halves(rng, data, RANDOM[type[:4]])
     scale = data[:, :, :2].copy().view("<f2").astype(np.float32)
     bits = np.unpackbits(data[:, :, 2:], axis=2, bitorder="little").astype(np.float32)
     codes = 2 * bits - 1 if type == "Q1_0" else bits[:, :, 0::2] + 2 * bits[:, :, 1::2] - 1
     return data.reshape(shape[0], -1), (codes * scale).reshape(shape)
+
+
+def _sherry(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """STQ1_0, number by number."""
+    data = rng.integers(0, 256, shape, dtype=np.uint8)
+    data[:, :, 40:] = np.frombuffer(np.float16(0.04).tobytes(), np.uint8)
+    values = np.empty((*shape[:2], 256), np.float32)
+    for row, block in np.ndindex(shape[:2]):
+        b = data[row, block]
+        for g in range(64):
+            slot, sign = b[g // 2] >> 4 * (g % 2) & 15, b[32 + g // 8] >> g % 8 & 1
+            for lane in range(4):
+                code = (SHERRY[sign * 16 + slot] >> 2 * lane & 3) - 1
+                values[row, block, g // 16 * 64 + lane * 16 + g % 16] = code * np.float32(np.float16(0.04))
+    return data.reshape(shape[0], -1), values.reshape(shape[0], -1)
 
 
 def plain(type: str) -> str:

@@ -30,7 +30,7 @@ IDS = [1, 5, 9, 42, 77, 3]
 PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
 DENSE = ["F32", "F16", "BF16"]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"]
-OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "I2_S"]
+OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "STQ1_0", "STQ1_0 early", "I2_S"]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,8 @@ FORMATS = {
     "TQ1_0": "ternary",
     "TQ2_0": "ternary",
     "I2_S": "ternary",
+    "STQ1_0": "ternary",
+    "STQ1_0 early": "ternary",
     "Q2_0": "q2g64",
     "Q2_0 wide": "q2g128",
     "Q1_0": "b1g128",
@@ -355,6 +357,14 @@ def test_files_that_are_refused(change, error, said, tmp_path):
     Model.load(tmp_path / "x.gguf").close()
     (tmp_path / "x.gguf").write_bytes(change(data))
     with pytest.raises(error, match=said):
+        Model.load(tmp_path / "x.gguf")
+
+
+def test_other_types_under_a_known_number_are_refused(tmp_path):
+    """Tencent's Q2_0C has 65 bytes where Q1_0 has 36: without a look at the sizes, its bits would be read as signs."""
+    data = synthetic(tmp_path / "x.gguf", "TQ2_0")
+    (tmp_path / "x.gguf").write_bytes(data.replace(b"\x23\0\0\0", b"\x29\0\0\0"))
+    with pytest.raises(UnsupportedModelError, match=r"ggml's type 41, but not that of llama\.cpp's Q1_0"):
         Model.load(tmp_path / "x.gguf")
 
 

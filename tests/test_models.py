@@ -281,6 +281,7 @@ def _recipes():
         "ministral": lambda f: c.dense(
             f, "Ministral", head_dim=16, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
         ),
+        "mistral3-with-images": lambda f: c.mistral_with_images(f),
         "ministral3": lambda f: c.dense(
             f,
             "Ministral3",
@@ -300,7 +301,7 @@ NAMES = [
     *["olmoe", "opt", "opt-350m", "opt-untied"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
-    *["ministral", "ministral3", "seed-oss"],
+    *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
 
