@@ -15,7 +15,7 @@ from typing import Any
 
 from lutra.runtime.errors import LutraError
 
-__all__ = ["main", "version"]
+__all__ = ["main"]
 
 OUT_OF_MEMORY, INTERRUPTED, CLOSED_PIPE = 5, 130, 141
 
@@ -72,7 +72,9 @@ def _parse(argv: list[str]) -> Any:
     if first in ("-h", "--help", "help"):
         print(_usage())
     elif first == "--version":
-        print(f"lutra {version()}")
+        from lutra import __version__
+
+        print(f"lutra {__version__}")
     elif first is None:
         print(_usage(), file=sys.stderr)
         raise SystemExit(2)
@@ -87,15 +89,6 @@ def _parse(argv: list[str]) -> Any:
         args.run = verb.run
         return args
     return None
-
-
-def version() -> str:
-    """lutra's version; "(not installed)" where it runs from its sources."""
-    try:
-        from lutra import __version__
-    except ImportError:
-        return "(not installed)"
-    return str(__version__)
 
 
 class _Usage(LutraError):

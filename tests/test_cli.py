@@ -101,6 +101,13 @@ def _cpu_seconds(command: list[str]) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+def test_version_is_that_of_the_sources_it_runs_from(lutra: Any) -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    version = next(line.split('"')[1] for line in project.splitlines() if line.startswith("version ="))
+    assert lutra("--version") == Result(0, f"lutra {version}\n", "")
+    assert json.loads(lutra("doctor", "--json").out)["lutra"] == version
+
+
 def test_help_lists_the_verbs(lutra: Any) -> None:
     result = lutra("--help")
     assert result.code == 0
