@@ -1,4 +1,4 @@
-"""q8: 8-bit weights, of two kinds that a group tells apart. They differ in more than it: in what they do to activations.
+"""q8: 8-bit weights, of two kinds that a group tells apart: they also differ in what they do to activations.
 
 q8: rows of int8 with one scale each, and activations stay floats: for embeddings and outputs.
 
