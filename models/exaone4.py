@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from lutra.models import olmo2, qwen3
+from lutra.models import olmo2
 
 NAMES = olmo2.NAMES
 forward = olmo2.forward
@@ -32,5 +32,4 @@ class Config(olmo2.Config):
 
 def shapes(c: olmo2.Config) -> dict[str, tuple[int, ...]]:
     """The shape of every role's weight."""
-    norms = qwen3.shapes(c)
-    return olmo2.shapes(c) | {role: norms[role] for role in ("layers.{}.q_norm", "layers.{}.k_norm")}
+    return olmo2.shapes(c) | {"layers.{}.q_norm": (c.head_dim,), "layers.{}.k_norm": (c.head_dim,)}
