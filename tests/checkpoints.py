@@ -90,12 +90,12 @@ def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **confi
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
-    """ "Gemma2" or the text part of "Gemma3". Norms' weights begin with 0, and so here lie around it."""
+    """ "Gemma", "Gemma2" or the text part of "Gemma3". Norms' weights begin with 0, and so here lie around it."""
     settings = {"head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": None, **SHAPE, **config}
     if name == "Gemma3":
         classes = transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig
     else:
-        classes = transformers.Gemma2ForCausalLM, transformers.Gemma2Config
+        classes = getattr(transformers, f"{name}ForCausalLM"), getattr(transformers, f"{name}Config")
     model = randomized(classes[0], classes[1](**settings), seed)
     for parameter_name, parameter in model.named_parameters():
         if "norm" in parameter_name:

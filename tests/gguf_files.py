@@ -52,6 +52,9 @@ SIZES = {
 # STQ1_0's published codebook: by sign and slot four codes of two bits, from the lowest on.
 SHERRY = bytes.fromhex("a9892909a68626069a921a126a624a42012181a1042484a41018909840486068")
 ARCHS = {
+    "gemma": (transformers.GemmaConfig, transformers.GemmaForCausalLM, gguf.MODEL_ARCH.GEMMA),
+    "glm4": (transformers.Glm4Config, transformers.Glm4ForCausalLM, gguf.MODEL_ARCH.GLM4),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
     "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
@@ -209,7 +212,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        if config.model_type != "olmoe":
+        if config.model_type not in ("mixtral", "olmoe"):
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if config.model_type == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)

@@ -288,6 +288,10 @@ def _recipes():
             max_position_embeddings=512,
             rope_parameters=ministral3.TINY["rope_scaling"] | {"rope_theta": 1e6},
         ),
+        "gemma": lambda f: c.gemma(f, "Gemma", head_dim=24),
+        "glm": lambda f: c.dense(f, "Glm", head_dim=16, attention_bias=True),
+        "glm4": lambda f: c.dense(f, "Glm4", head_dim=16, attention_bias=True),
+        "mixtral": lambda f: c.mixture(f, "Mixtral"),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -301,6 +305,7 @@ NAMES = [
     *["olmoe", "opt", "opt-350m", "opt-untied"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
+    *["gemma", "glm", "glm4", "mixtral"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]

@@ -57,10 +57,20 @@ NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k 
 RELU2 = {"hidden_act": "relu2"}  # which files do not say
 POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
+MOE = "block_sparse_moe"
 ARCHS = {
-    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),  # the converter has added the 1
+    "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
+    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
+    "glm4": Arch(
+        "glm4",
+        layer={
+            "ffn_up": "mlp.gate_up_proj",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+    ),
     "granite": Arch("granite", NEIGHBOURS),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
@@ -80,6 +90,16 @@ ARCHS = {
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
 }
+MIXTRAL = Arch(  # which files call llama, too
+    "mixtral",
+    NEIGHBOURS,
+    {
+        "ffn_gate_inp": f"{MOE}.gate",
+        "ffn_gate_exps": f"{MOE}.experts.{{}}.w1",
+        "ffn_up_exps": f"{MOE}.experts.{{}}.w3",
+        "ffn_down_exps": f"{MOE}.experts.{{}}.w2",
+    },
+)
 TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
 
 # Keys of an architecture, without its name, that change results. By value: what is the same as their absence.
@@ -105,6 +125,7 @@ CHANGING = {
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "llama": {"expert_count"},
     "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
     "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
@@ -139,6 +160,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     if not shapes:
         raise UnsupportedModelError("this GGUF file holds a vocabulary and no weights", "Give the model's own file.")
     keys = _Keys(metadata, str(name))
+    if name == "llama" and keys.get("expert_count"):
+        arch = MIXTRAL
     _refuse_changes(keys)
     names, factors = _names(arch, shapes)
 
@@ -233,7 +256,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
-    if keys.arch in ("olmoe", "qwen3moe"):
+    if keys.get("expert_count"):
         config |= _mixture(keys, shapes, config)
     if keys.arch == "granite":
         config |= _granite(keys, head_dim)
