@@ -267,6 +267,7 @@ def _factored_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Ro
 
 _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
     "default": lambda frequency, scaling, config: Rope(frequency),
+    "dynamic": lambda frequency, scaling, config: Rope(frequency),  # up to max_position_embeddings, nothing is scaled
     "factors": _factored_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,

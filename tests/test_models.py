@@ -95,7 +95,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     ("change", "error"),
     [
         ({"hidden_act": "gelu"}, UnsupportedModelError),
-        ({"rope_scaling": {"rope_type": "dynamic"}}, UnsupportedModelError),
+        ({"rope_scaling": {"rope_type": "spiral"}}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
         ({"sliding_window": -1}, CorruptModelError),
@@ -157,6 +157,11 @@ def _recipes():
         ),
         "linear-rope": lambda f: c.dense_llama(
             f, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+        ),
+        "dynamic-rope": lambda f: c.dense_llama(
+            f,
+            max_position_embeddings=16,
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
         ),
         "bitnet-online": lambda f: c.bitnet_online(f),
         "bitnet-packed": lambda f: c.bitnet_packed(f),
@@ -298,7 +303,7 @@ def _recipes():
 
 NAMES = [
     *["llama-f32", "llama-bf16", "llama-f16", "llama-tied", "llama-mha", "llama-sharded", "llama-head-dim"],
-    *["llama-bias", "llama3-rope", "linear-rope"],
+    *["llama-bias", "llama3-rope", "linear-rope", "dynamic-rope"],
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
     *["gemma3", "gemma3-untied", "gemma3-as-4", "gemma3-with-images", "qwen3-moe", "qwen3-moe-mixed-bf16"],
