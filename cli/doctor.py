@@ -49,12 +49,11 @@ def examine() -> dict[str, Any]:
 
     import numpy
 
-    from lutra import native
-    from lutra.cli.main import version
+    from lutra import __version__, native
     from lutra.runtime import memory, threads
 
     return {
-        "lutra": version(),
+        "lutra": __version__,
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "os": platform.platform(),
