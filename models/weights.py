@@ -49,6 +49,7 @@ ROWS: dict[type, dict[str, int]] = {
     Nested: {"codes": 0, "scale": 1, "unit": 1},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias")  # how names end that are whole: others are those of a weight and a bias
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -67,12 +68,12 @@ def names_of(arch: ModuleType, config: Any) -> Names:
 
 def tensor_of(stem: str) -> str:
     """The tensor that one of NAMES means: that name's weight, unless it says which part."""
-    return stem if stem.endswith(".bias") else f"{stem}.weight"
+    return stem if stem.endswith(NO_WEIGHTS) else f"{stem}.weight"
 
 
 def is_kept(role: str) -> bool:
-    """Whether a matrix is not among those that are quantized: embeddings, output, and what chooses experts."""
-    return role in ("embed", "head", "positions") or role.endswith(".router")
+    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones that decide much."""
+    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".conv"))
 
 
 @dataclass(frozen=True)
@@ -233,9 +234,9 @@ def _formatted(stems: Any, layer: int) -> Any:
 
 def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
     """A tensor that nobody reads means a model that is not what its config.json says."""
+    known = {tensor_of(stem) for stem in stems} | {f"{stem}.bias" for stem in stems}
     for name in checkpoint.names():
-        stem, _, kind = name.rpartition(".")
-        if (stem not in stems or kind not in ("weight", "bias")) and not name.endswith("rotary_emb.inv_freq"):
+        if name not in known and not name.endswith("rotary_emb.inv_freq"):
             raise UnsupportedModelError(
                 f"{checkpoint.config.get('model_type')} models have no tensor {name!r}",
                 "lutra would have to ignore it, and the answers would be wrong",

@@ -37,6 +37,7 @@ class Session:
     """The argument that stands for the session: what one step sees of it.
 
     keys, values: [positions, kv_heads, head_dim], what the cache holds of one layer when the op begins.
+    memory: float [...], what a recurrent op remembers then.
     """
 
     kv_type: str = "f32"
@@ -44,6 +45,7 @@ class Session:
     n_outputs: int = 1
     keys: np.ndarray | None = None
     values: np.ndarray | None = None
+    memory: np.ndarray | None = None
 
     def at_row(self, r: int) -> Session:
         """The session when the step's row r comes alone, after those before it."""
