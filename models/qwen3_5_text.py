@@ -1,7 +1,7 @@
 """Qwen3.5 (2026), text: most layers remember by the gated delta rule (Yang et al. 2025), the others attend.
 
-Those that remember follow Qwen3-Next (2025): a short convolution of queries, keys and values, and unit queries and keys.
-Those that attend are Qwen3's, with a gate on what they found, and turn the first columns of a head only.
+Those that remember do as Qwen3-Next's (2025): queries, keys and values pass a short convolution, the first two become
+unit vectors. Those that attend are Qwen3's, with a gate on what they found, and turn the first columns of a head only.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Config(blocks.Config):
     def read(cls, config: dict[str, Any]) -> Config:
         """As blocks.Config.read."""
         config = cls.DEFAULTS | config
-        c = blocks.Config.read({key: value for key, value in config.items() if key not in ("layer_types", "sliding_window")})
+        c = blocks.Config.read(config | {"layer_types": None, "sliding_window": None})
         if c.activation not in ("silu", "swish"):
             raise UnsupportedModelError(f"lutra has no convolution with activation {c.activation!r}")
         names = ("conv_kernel_dim", "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
@@ -208,7 +208,7 @@ def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, cached: int) 
 
 
 def remember(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
-    """The gated delta rule, and what goes in and out of it. at: where the layer's floats are in the session's memory."""
+    """The gated delta rule, and what goes in and out of it. at: where its floats are in the session's memory."""
     keys, values = c.key_heads * c.key_dim, c.value_heads * c.value_dim
     qkv, z = ops.split(ops.linear(x, layer.qkvz), c.conv_columns, values)
     b, a = ops.split(ops.linear(x, layer.gates), c.value_heads, c.value_heads)

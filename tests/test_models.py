@@ -308,7 +308,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     with Model.load(tmp_path) as m:
         session = m.session()
         logits, ids = session.feed(IDS), list(IDS)
-        for _ in range(32):
+        for _ in range(48):
             ids.append(int(logits.argmax()))
             logits = session.feed(ids[-1:])
     with torch.no_grad():

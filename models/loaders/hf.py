@@ -66,7 +66,7 @@ def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:
 
 
 def _matrix(entry: Entry) -> Entry:
-    """The weight of a convolution of each channel on its own, [channels, 1, taps], as the matrix it is; others alike."""
+    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; others as they are."""
     if len(entry.shape) != 3 or entry.shape[1] != 1:
         return entry
     shape = entry.shape[::2]
