@@ -48,7 +48,7 @@ TINY = {
     "partial_rotary_factor": 0.5,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 20,
+    "linear_key_head_dim": 18,
     "linear_value_head_dim": 24,
     "max_position_embeddings": 64,
 }

@@ -41,7 +41,7 @@ def test_memory_is_of_the_same_size_for_all_contexts(model):
     floats = model.config.recurrent_floats
     for n_ctx in (8, 64):
         assert model.session(n_ctx)._memory.size == floats
-    layers = 2 * (3 * (2 * 2 * 20 + 4 * 24) + 4 * 20 * 32)  # a short convolution, and a matrix of each head
+    layers = 2 * (3 * (2 * 2 * 18 + 4 * 24) + 4 * 18 * 32)  # a short convolution, and a matrix of each head
     assert floats == layers
     assert model.session(8)._cache.memory.shape[0] == 1  # of three layers, one attends
 
