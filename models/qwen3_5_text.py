@@ -60,8 +60,9 @@ class Config(blocks.Config):
 
     attending: the layers that attend; the others remember. taps: of the convolution. key_heads, value_heads: how many
     of each share of q and k, and of v; key_dim, value_dim: their columns. tiled: heads of v that share q and k are
-    key_heads apart, not neighbours. norm_offset: what is added to a norm's stored weight, as in Gemma 2. order: where
-    the columns of q | k | v | gate lie in the rows of layers.{}.qkv.
+    key_heads apart, not neighbours. norm_offset: what is added to a norm's stored weight, as in Gemma 2. logarithms:
+    whether A_log holds those of rates, not the rates below 0. order: where the columns of q | k | v | gate lie in the
+    rows of layers.{}.qkv.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -81,6 +82,7 @@ class Config(blocks.Config):
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
         "linear_heads_tiled": False,
+        "linear_rates_as_logarithms": True,
         "norm_offset": 1,
     }
 
@@ -92,6 +94,7 @@ class Config(blocks.Config):
     value_dim: int
     tiled: bool
     norm_offset: float
+    logarithms: bool
     order: np.ndarray
 
     @classmethod
@@ -117,6 +120,7 @@ class Config(blocks.Config):
             value_dim=value_dim,
             tiled=bool(config["linear_heads_tiled"]),
             norm_offset=blocks.factor(config, "norm_offset") if config["norm_offset"] else 0.0,
+            logarithms=bool(config["linear_rates_as_logarithms"]),
             order=np.r_[rows[:, 0].ravel(), np.arange(2 * q, 2 * q + kv, dtype=np.int32), rows[:, 1].ravel()],
         )
         if found.recurrent_floats >= MOST_FLOATS:
@@ -217,7 +221,8 @@ def remember(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     # Vectors of length 1, by the norm that there is: its mean is of dim squares. Queries are shorter, as in attention.
     unit, eps = np.full(c.key_dim, c.key_dim**-0.5, np.float32), UNIT_EPS / c.key_dim
     q, k = ops.rms_norm(q, unit * unit, eps=eps), ops.rms_norm(k, unit, eps=eps)
-    decay = ops.decay(ops.add_bias(a, layer.dt_bias), np.exp(layer.A_log))
+    rate = np.exp(layer.A_log) if c.logarithms else -layer.A_log
+    decay = ops.decay(ops.add_bias(a, layer.dt_bias), rate)
     at += c.memory_parts[0]
     h = ops.delta_rule(q, k, v, decay, ops.sigmoid(b), state, at=at, k_heads=c.key_heads, tiled=c.tiled)
     return ops.linear(ops.silu_mul(z, ops.rms_norm(h, layer.memory_norm, eps=c.eps)), layer.o)

@@ -138,7 +138,7 @@ def hybrid(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, *
     """A Qwen3.5 without images, its memories long enough to matter."""
     settings = transformers.Qwen3_5TextConfig(**{**HYBRID, **config})
     model = randomized(transformers.Qwen3_5ForCausalLM, settings, seed)
-    _remembering(model)
+    remembering(model)
     model.to(dtype).save_pretrained(folder)
     return reference(folder)
 
@@ -148,7 +148,7 @@ def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     tower = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
     config = transformers.Qwen3_5Config(text_config=HYBRID, vision_config={**tower, "num_position_embeddings": 16})
     model = randomized(transformers.Qwen3_5ForConditionalGeneration, config, seed)
-    _remembering(model)
+    remembering(model)
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["mtp.fc.weight"] = torch.zeros(64, 128)
@@ -177,7 +177,8 @@ HYBRID = dict(
 )
 
 
-def _remembering(model: PreTrainedModel) -> None:
+def remembering(model: PreTrainedModel) -> None:
+    """Set what decides how long a random Qwen3.5 remembers, and its norms, to what real ones might have."""
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight") and "linear_attn" not in name:
             parameter.data -= 1  # what is stored is the distance from 1

@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece
 import torch
 import transformers
-from checkpoints import randomized
+from checkpoints import randomized, remembering
 from gguf import GGMLQuantizationType as Type
 
 from lutra.models.loaders import open_checkpoint
@@ -51,6 +51,7 @@ ARCHS = {
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 Model = transformers.PreTrainedModel
@@ -59,7 +60,10 @@ Model = transformers.PreTrainedModel
 def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
     made, architecture, _ = ARCHS[arch]
-    return randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+    model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+    if arch == "qwen3_5_text":
+        remembering(model)
+    return model
 
 
 def write(
@@ -93,14 +97,13 @@ def write(
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = permuted(tensor, values.numpy(), config) if name in ("llama", "minicpm") else values.numpy()
+        stored = as_stored(tensor, values.numpy(), config)
         type = "F32"
-        if stored.ndim == 2 and "mlp.gate." not in tensor:
+        if stored.ndim == 2 and "mlp.gate." not in tensor and "conv1d" not in tensor:
             type, turn = types[turn % len(types)], turn + 1
-        if name.startswith("gemma") and stored.ndim == 1:
-            stored = stored + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
+        known_as = known_as.replace("dt_bias", "dt_proj.bias")
         new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
         new = "output.weight" if tensor == "lm_head.weight" else new
         assert new, tensor
@@ -108,10 +111,7 @@ def write(
             writer.add_tensor(new, data.view(np.int8), values.shape, SIZES[type][2])  # type: ignore[arg-type]
         else:
             writer.add_tensor(new, data, raw_dtype=Type[type])
-        if name.startswith("gemma") and stored.ndim == 1:
-            read = read - 1
-        if name in ("llama", "minicpm"):
-            read = permuted(tensor, read, config, back=True)
+        read = as_stored(tensor, read, config, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
         writer.add_tensor(tensor, values)
@@ -176,12 +176,49 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if config.model_type == "qwen3_5_text":
+        writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
+        writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         if config.model_type != "olmoe":
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
+
+
+def as_stored(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:
+    """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
+    if config.model_type == "llama":
+        return permuted(name, values, config, back)
+    if config.model_type.startswith(("gemma", "qwen3_5")) and "norm" in name and "linear_attn" not in name:
+        return values - 1 if back else values + 1
+    if name.endswith("A_log"):
+        values = np.log(-values) if back else -np.exp(values)
+    if name.endswith("conv1d.weight"):
+        values = values[:, None] if back else values[:, 0]
+    return _tiled(name, values, config, back) if "linear_attn." in name else values
+
+
+def _tiled(name: str, values: np.ndarray, config: Any, back: bool) -> np.ndarray:
+    """Heads of values that share a head of keys lie apart in files, not side by side."""
+    order = np.arange(config.linear_num_value_heads).reshape(config.linear_num_key_heads, -1).T.ravel()
+    order, part = np.argsort(order) if back else order, name.split("linear_attn.")[1].removesuffix(".weight")
+    if part in ("in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+        return values[order]
+    if part == "out_proj":
+        heads = values.reshape(len(values), len(order), -1)
+        return np.ascontiguousarray(heads[:, order]).reshape(values.shape)
+    if part in ("in_proj_z", "in_proj_qkv", "conv1d"):
+        keys = 0 if part == "in_proj_z" else 2 * config.linear_num_key_heads * config.linear_key_head_dim
+        heads = values[keys:].reshape(len(order), -1, *values.shape[1:])
+        return np.concatenate([values[:keys], heads[order].reshape(-1, *values.shape[1:])])
+    return values
 
 
 def permuted(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:
