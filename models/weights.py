@@ -21,7 +21,18 @@ from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, experts, rows, to_float32
+from lutra.runtime.formats import (
+    Codebook,
+    Coded,
+    Nested,
+    Packed,
+    Planes,
+    Rotated,
+    Stacked,
+    experts,
+    rows,
+    to_float32,
+)
 
 __all__ = [
     "VERSION",
@@ -204,7 +215,8 @@ def _planned(
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
     format = _format_of(dtypes, shapes, ternary)
-    if role in ("embed", "positions") and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+    looked_up = getattr(formats.codec(format), "inner", formats.codec(format))
+    if role in ("embed", "positions") and f"embed_{looked_up.KERNEL}_scalar" not in native.kernels():
         format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
     return Planned(role, stems, shape, format, biased)
 
@@ -266,12 +278,22 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
+    if all(isinstance(w, Rotated) for w in weights) and _turn_alike(weights):
+        return replace(weights[0], matrix=_join([w.matrix for w in weights]))  # type: ignore[union-attr,type-var]
     for kind, arrays in ROWS.items():
         if all(isinstance(w, kind) for w in weights):
             return _join_arrays(weights, arrays)
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
+
+
+def _turn_alike(weights: list[Any]) -> bool:
+    def alike(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+        return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+    first = weights[0]
+    return all(w.block == first.block and alike(w.signs, first.signs) and alike(w.order, first.order) for w in weights)
 
 
 def _join_coded(weights: list[Coded]) -> Coded:

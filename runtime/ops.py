@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32, walsh_hadamard
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "experts",
     "gather",
     "gelu_tanh_mul",
+    "hadamard",
     "kv_append",
     "layer_norm",
     "line_up",
@@ -95,6 +96,10 @@ def _format_suffix(*args: Any) -> str:
 
 def embed(ids: Array, table: Packed) -> Array:
     """Rows of the table. ids: int32 [rows, 1]."""
+    if table.rotation:
+        signs, order, matrix = table.rotation
+        x = scale_columns(hadamard(embed(ids, matrix), block=table.codec.block), signs)
+        return x if order is None else take_columns(x, np.argsort(order).astype(np.int32))
     return _embed(ids, table, group=table.codec.ACT_GROUP or 0)
 
 
@@ -158,7 +163,11 @@ def linear(x: Array, weight: Packed) -> Array:
     if x.shape[1] != weight.shape[1]:
         raise ValueError(f"{x.shape[1]} features meet a matrix of shape {weight.shape}")
     group = weight.codec.ACT_GROUP
-    if weight.stack:
+    if weight.rotation:
+        signs, order, matrix = weight.rotation
+        x = x if order is None else take_columns(x, order)
+        y = linear(hadamard(scale_columns(x, signs), block=weight.codec.block), matrix)
+    elif weight.stack:
         y = concat(*(linear(x, matrix) for matrix in weight.stack))
     elif weight.chains:
         y = reduce(add, [_chain(x, chain) for chain in weight.chains])
@@ -331,6 +340,12 @@ def scale_columns(x: Array, scale: np.ndarray) -> Array:
 def take_columns(x: Array, order: np.ndarray) -> Array:
     """x's columns in another order, the same for every row. order: int32, each column once."""
     return x[:, order]
+
+
+@op(_like)
+def hadamard(x: Array, *, block: int) -> Array:
+    """Runs of ``block`` columns, each times the normalized Walsh-Hadamard matrix. block: a power of two."""
+    return walsh_hadamard(x, block)
 
 
 @op(_like)

@@ -7,12 +7,14 @@ the reference, in float32 and eval mode. Importing this needs torch, transformer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import scipy.linalg
 import sentencepiece
 import torch
 import transformers
@@ -39,9 +41,12 @@ RANDOM = {
     "Q6_K": {208: 0.00002},
     "Q1_0": {0: 0.03},
     "Q2_0": {0: 0.03},
+    "PQ2_0": {0: 0.03},
+    "PTQ1_0": {26: 0.03},
 }
 # Types that gguf-py lacks: weights and bytes of a block, ggml's number.
-SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
+SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36),
+         "PQ2_0": (128, 34, 142), "PTQ1_0": (128, 28, 143)}  # fmt: skip
 ARCHS = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
@@ -55,6 +60,46 @@ ARCHS = {
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 Model = transformers.PreTrainedModel
+
+
+@dataclass
+class Rotation:
+    """PrismML's: matrices are stored times signs and a Hadamard matrix, as the metadata then says.
+
+    grouped: whether the columns that follow heads of values are in transformers' order.
+    """
+
+    block: int
+    explicit: bool = True
+    grouped: bool = True
+    signs: dict[int, np.ndarray] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def turned(self, values: np.ndarray, back: bool = False) -> np.ndarray:
+        """The matrix as it is stored, or ``back``: as it was."""
+        cols = values.shape[1]
+        signs = np.random.default_rng(cols).choice(np.array([-1.0, 1.0]), cols if self.explicit else 0)
+        signs = self.signs.setdefault(cols, signs) if self.explicit else np.ones(cols)
+        H = scipy.linalg.hadamard(self.block) / np.sqrt(self.block)
+        blocks = (values if back else values * signs).reshape(len(values), -1, self.block) @ H
+        return (blocks.reshape(values.shape) * (signs if back else 1)).astype(np.float32)
+
+    def keys(self) -> dict[str, Any]:
+        """The metadata."""
+        said: dict[str, Any] = {
+            "version": 1,
+            "block_size": self.block,
+            "transform": "normalized-sylvester-walsh-hadamard",
+            "axis": "input-last-dimension",
+            "sign_mode": "explicit" if self.explicit else "identity",
+            "weight_names": [name for name in self.names if name != "token_embd.weight"],
+            "inverse_weight_names": [name for name in self.names if name == "token_embd.weight"],
+            "gdn_v_grouped": self.grouped,
+        }
+        if self.explicit:
+            said["sign_widths"] = list(self.signs)
+            said["sign_values"] = [int(sign) for signs in self.signs.values() for sign in signs]
+        return {f"prism.hadamard.{key}": value for key, value in said.items()}
 
 
 def model(arch: str, seed: int = 0, **config: Any) -> Model:
@@ -75,10 +120,12 @@ def write(
     keys: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     split: int = 0,
+    rotation: Rotation | None = None,
 ) -> Model:
     """Write the model, its matrices in these types by turns; returns it with the weights that were written.
 
     arch: the file's name of the architecture. keys: more of its metadata. tensors: more of them. split: tensors a file.
+    rotation: behind which all matrices lie, but those of gates.
     """
     config = model.config
     known = ARCHS[config.model_type][2]
@@ -86,8 +133,12 @@ def write(
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
-    for key, value in {"tokenizer.ggml.model": "no_vocab", **(keys or {})}.items():
-        adders.get(value.__class__, writer.add_float32)(key, value)
+
+    def add(keys: dict[str, Any]) -> None:
+        for key, value in keys.items():
+            adders.get(value.__class__, writer.add_float32)(key, value)
+
+    add({"tokenizer.ggml.model": "no_vocab", **(keys or {})})
     names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
@@ -97,7 +148,10 @@ def write(
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = as_stored(tensor, values.numpy(), config)
+        turns = rotation and values.ndim == 2 and "in_proj_a" not in tensor and "in_proj_b" not in tensor
+        grouped = turns and rotation.grouped and "linear_attn.out_proj" in tensor
+        stored = values.numpy() if grouped else as_stored(tensor, values.numpy(), config)
+        stored = rotation.turned(stored) if turns else stored
         type = "F32"
         if stored.ndim == 2 and "mlp.gate." not in tensor and "conv1d" not in tensor:
             type, turn = types[turn % len(types)], turn + 1
@@ -111,10 +165,14 @@ def write(
             writer.add_tensor(new, data.view(np.int8), values.shape, SIZES[type][2])  # type: ignore[arg-type]
         else:
             writer.add_tensor(new, data, raw_dtype=Type[type])
-        read = as_stored(tensor, read, config, back=True)
+        if turns:
+            rotation.names.append(new)
+        read = rotation.turned(read, back=True) if turns else read
+        read = read if grouped else as_stored(tensor, read, config, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
         writer.add_tensor(tensor, values)
+    add(rotation.keys() if rotation else {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -256,14 +314,30 @@ def _put_halves(rng: np.random.Generator, data: np.ndarray, halves: dict[int, fl
 
 
 def _own(rng: np.random.Generator, shape: tuple[int, ...], type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Q1_0 and Q2_0, which gguf-py does not know: a float16, then codes from the lowest bits on."""
+    """Types that gguf-py does not know. Most are a float16, then codes from the lowest bits on."""
     weights, size, _ = SIZES[type]
     data = rng.integers(0, 256, (shape[0], shape[1] // weights, size), dtype=np.uint8)
-    _put_halves(rng, data, RANDOM[type[:4]])
+    _put_halves(rng, data, RANDOM[type.partition(" ")[0]])
+    if type == "PTQ1_0":
+        return _ptq1_0(rng, data, shape)
     scale = data[:, :, :2].copy().view("<f2").astype(np.float32)
     bits = np.unpackbits(data[:, :, 2:], axis=2, bitorder="little").astype(np.float32)
     codes = 2 * bits - 1 if type == "Q1_0" else bits[:, :, 0::2] + 2 * bits[:, :, 1::2] - 1
     return data.reshape(shape[0], -1), (codes * scale).reshape(shape)
+
+
+def _ptq1_0(rng: np.random.Generator, data: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ternary digits, five in a byte, then a float16. Weight by weight, as PrismML's kernels find them."""
+    digits = rng.integers(0, 3, (*data.shape[:2], 128))
+    number = np.zeros((*data.shape[:2], 26), np.int64)
+    for e in range(128):  # first come the first digits of sixteen bytes, ...; in the last two bytes there are four
+        byte, place = (
+            (e % 16, e // 16) if e < 80 else (16 + e % 8, e // 8 - 10) if e < 120 else (24 + e % 2, e // 2 - 60)
+        )
+        number[:, :, byte] += digits[:, :, e] * 3 ** (4 - place)
+    data[:, :, :26] = -(-number * 256 // 243)
+    scale = data[:, :, 26:].copy().view("<f2").astype(np.float32)
+    return data.reshape(shape[0], -1), ((digits - 1) * scale).reshape(shape).astype(np.float32)
 
 
 def plain(type: str) -> str:

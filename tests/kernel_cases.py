@@ -175,6 +175,16 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("hadamard")
+def hadamard(rng: Rng) -> Iterator[Case]:
+    for kind, n, block in [("normal", 1, 2), ("mixed", 5, 16), ("normal", 3, 32), ("huge", 2, 128), ("mixed", 4, 1024)]:
+        x = KINDS[kind](rng, n, block * int(rng.integers(1, 4)))
+        # A rounding in every one of log2(block) sums of sums, and those of the scale.
+        sizes = np.abs(x.astype(float)).reshape(n, -1, block).sum(axis=2).repeat(block, axis=1) * block**-0.5
+        bound = (np.log2(block) + 3) * EPS * sizes + TINY
+        yield Case(f"{kind} {x.shape} in {block}", ops.hadamard, (Rows(x),), {"block": block}, bound)
+
+
 @register("take_columns")
 def take_columns(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):

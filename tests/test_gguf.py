@@ -30,13 +30,13 @@ IDS = [1, 5, 9, 42, 77, 3]
 PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
 DENSE = ["F32", "F16", "BF16"]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"]
-OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "I2_S"]
+OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "I2_S", "PQ2_0", "PTQ1_0"]
 
 
 @pytest.fixture(scope="module")
 def files() -> ModuleType:
     """The module of recipes; importing it takes the real libraries, and seconds."""
-    for library in ("torch", "transformers", "accelerate", "gguf"):
+    for library in ("torch", "transformers", "accelerate", "gguf", "scipy"):
         pytest.importorskip(library)
     import gguf_files
 
@@ -91,6 +91,8 @@ FORMATS = {
     "I2_S": "ternary",
     "Q2_0": "q2g64",
     "Q2_0 wide": "q2g128",
+    "PQ2_0": "q2g128",
+    "PTQ1_0": "q2g128",
     "Q1_0": "b1g128",
 }
 
@@ -260,10 +262,70 @@ def test_scales_beside_bitnets_matrices(tmp_path, files):
     agrees(tmp_path / "x.gguf", model, 0.06)
 
 
+ROTATIONS = {
+    "qwen35": ("qwen3_5_text", HYBRID | dict(linear_num_value_heads=6), dict(block=128)),
+    "qwen35, tied": ("qwen3_5_text", HYBRID | dict(tie_word_embeddings=True), dict(block=64)),
+    "qwen35, heads tiled": ("qwen3_5_text", HYBRID, dict(block=32, grouped=False)),
+    "qwen35, no signs": ("qwen3_5_text", HYBRID, dict(block=256, explicit=False)),
+    "llama": ("llama", {}, dict(block=256)),
+}
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_matrices_behind_a_rotation(name, tmp_path, files):
+    """As a dense model in transformers, whose matrices are M H diag(s)."""
+    import torch
+
+    arch, config, rotation = ROTATIONS[name]
+    for types, most in (["F32"], 1e-4), (["PQ2_0", "PTQ1_0"], 0.1):
+        rotated = files.Rotation(**rotation)
+        model = files.model(arch, **config)
+        files.write(tmp_path / "x.gguf", model, types, rotation=rotated)
+        with torch.no_grad():
+            expected = model(torch.tensor([IDS])).logits[0].numpy()
+        with Model.load(tmp_path / "x.gguf") as m:
+            got = m.session().logits(IDS)
+            assert tiny.relative(got, tiny.numpy_logits(m, IDS)) < 0.02
+            stored = {weight.format for weight in m.weights.values() if hasattr(weight, "format")}
+        assert f"rotated{rotated.block}-{'f32' if types == ['F32'] else 'q2g128'}" in stored
+        assert tiny.relative(got, expected) < most
+    convert(tmp_path / "x.gguf", tmp_path / "packed")
+    with Model.load(tmp_path / "packed") as m:
+        np.testing.assert_array_equal(m.session().logits(IDS), got)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"prism.hadamard.version": 2}, UnsupportedModelError, "version 2"),
+        ({"prism.hadamard.transform": "sequency"}, UnsupportedModelError, "transform 'sequency'"),
+        ({"prism.hadamard.axis": "output"}, UnsupportedModelError, "axis 'output'"),
+        ({"prism.hadamard.block_size": 48}, UnsupportedModelError, "block_size 48"),
+        ({"prism.hadamard.sign_mode": "random"}, UnsupportedModelError, "sign_mode 'random'"),
+        ({"prism.hadamard.seed": 1}, UnsupportedModelError, "prism.hadamard.seed"),
+        ({"prism.codec": "x"}, UnsupportedModelError, "prism.codec"),
+        ({"prism.hadamard.weight_names": ["blk.9.ffn_up.weight"]}, CorruptModelError, "blk.9.ffn_up.weight"),
+        ({"prism.hadamard.weight_names": ["blk.0.attn_norm.weight"]}, CorruptModelError, "blk.0.attn_norm.weight"),
+        ({"prism.hadamard.weight_names": 3}, CorruptModelError, "no list of names"),
+        ({"prism.hadamard.sign_widths": [256]}, CorruptModelError, "do not make up"),
+        ({"prism.hadamard.sign_widths": [768]}, CorruptModelError, "lacks the 256 columns"),
+        ({"prism.hadamard.sign_values": [2] * 768}, CorruptModelError, "not 1 and -1"),
+        ({"prism.hadamard.sign_widths": [200, 568]}, CorruptModelError, "blocks of 128"),
+    ],
+)
+def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkeypatch):
+    keys = files.Rotation.keys
+    monkeypatch.setattr(files.Rotation, "keys", lambda self: keys(self) | change)
+    model = files.model("llama", num_hidden_layers=1)
+    files.write(tmp_path / "x.gguf", model, ["F16"], rotation=files.Rotation(128))
+    with pytest.raises(error, match=re.escape(said)):
+        Model.load(tmp_path / "x.gguf")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("prism.hadamard.version", 1, "prism.hadamard.version"),
+        ("prism.hadamard.version", 1, "prism.hadamard.transform"),
         ("qwen2.expert_count", 8, "qwen2.expert_count = 8"),
         ("qwen2.logit_scale", 0.5, "qwen2.logit_scale = 0.5"),
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),

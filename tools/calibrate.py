@@ -133,7 +133,7 @@ class _End:
 class _Stop:
     """A matrix at which the texts meet, as ops.linear sees one. ``x @ weight.matrix.T`` is the meeting."""
 
-    codec, stack, chains, bias = formats.codec("f32"), (), (), None
+    codec, stack, chains, rotation, bias = formats.codec("f32"), (), (), None, None
     __array_ufunc__ = None  # so that numpy asks __rmatmul__
 
     def __init__(self, planned: Planned, crew: _Crew, visit: Callable[[str, list[np.ndarray]], list[np.ndarray]]):

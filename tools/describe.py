@@ -251,7 +251,7 @@ def _conventions(checkpoint: Checkpoint, config: Any, grouped: tuple[Weights, ..
 
 def _activations(format: str) -> str:
     codec = formats.codec(format)
-    if hasattr(codec, "chains") or hasattr(codec, "stack"):
+    if any(hasattr(codec, made) for made in ("chains", "stack", "rotation")):
         return f"what {format} is made of does"
     if codec.ACT_GROUP is None:
         return "floats"

@@ -191,12 +191,6 @@ class _Keys:
 
 def _refuse_changes(keys: _Keys) -> None:
     """What would make another model of it."""
-    for key in keys.metadata:
-        if key.startswith("prism."):
-            raise UnsupportedModelError(
-                f"this GGUF file asks for {key!r:.80}, which lutra does not know",
-                "Its weights mean nothing without: use the model's release as safetensors.",
-            )
     for key, same in CHANGING.items():
         value = keys.get(key, same)
         if key not in HANDLED.get(keys.arch, ()) and value != same:
