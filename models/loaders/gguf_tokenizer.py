@@ -280,6 +280,13 @@ def _cl100k(digits: str) -> str:
     return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|{_REST}"
 
 
+# Marks belong to words.
+_MARKS = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def _o200k(contraction: str, digits: str) -> str:
     """Words change at a capital letter after a small one."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -323,6 +330,7 @@ _SPLITS = {
             "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         ),
         (_Split((_cl100k(""),), nfc=True), "qwen2 deepseek-r1-qwen megrez kormo f2llmv2"),
+        (_Split((_MARKS,), nfc=True), "qwen35"),
         (_Split((_cl100k(""),)), "stablelm2 hunyuan solar-open grok-2"),
         (_Split((_o200k(_CONTRACTION + "?", "{1,3}"),)), "gpt-4o llama4 kanana2 minimax-m2"),
         (_Split((_o200k("", ""),), whole=True, bos=True), "tekken"),
