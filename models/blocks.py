@@ -64,6 +64,16 @@ class Config:
     rope_interleaved: bool
     tied: bool
 
+    @property
+    def kv_layers(self) -> int:
+        """Layers that have keys and values."""
+        return self.layers
+
+    @property
+    def recurrent_floats(self) -> int:
+        """Floats that recurrent layers remember."""
+        return 0
+
     @classmethod
     def read(cls, config: dict[str, Any]) -> Config:
         """Read a Hugging Face configuration as ``open_checkpoint`` normalizes it.

@@ -21,7 +21,18 @@ from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Stacked, experts, rows, to_float32
+from lutra.runtime.formats import (
+    Codebook,
+    Coded,
+    Nested,
+    Packed,
+    Planes,
+    Rotated,
+    Stacked,
+    experts,
+    rows,
+    to_float32,
+)
 
 __all__ = [
     "VERSION",
@@ -49,6 +60,7 @@ ROWS: dict[type, dict[str, int]] = {
     Nested: {"codes": 0, "scale": 1, "unit": 1},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias")  # how names end that are whole: others are those of a weight and a bias
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -67,12 +79,12 @@ def names_of(arch: ModuleType, config: Any) -> Names:
 
 def tensor_of(stem: str) -> str:
     """The tensor that one of NAMES means: that name's weight, unless it says which part."""
-    return stem if stem.endswith(".bias") else f"{stem}.weight"
+    return stem if stem.endswith(NO_WEIGHTS) else f"{stem}.weight"
 
 
 def is_kept(role: str) -> bool:
-    """Whether a matrix is not among those that are quantized: embeddings, output, and what chooses experts."""
-    return role in ("embed", "head", "positions") or role.endswith(".router")
+    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones that decide much."""
+    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".conv"))
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,8 @@ def _planned(
         return Planned(role, stems, shape, format, biased)
     dtypes = [checkpoint.dtype(name) for name in tensors]
     format = _format_of(dtypes, shapes, ternary)
-    if role in ("embed", "positions") and f"embed_{formats.codec(format).KERNEL}_scalar" not in native.kernels():
+    looked_up = getattr(formats.codec(format), "inner", formats.codec(format))
+    if role in ("embed", "positions") and f"embed_{looked_up.KERNEL}_scalar" not in native.kernels():
         format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
     return Planned(role, stems, shape, format, biased)
 
@@ -238,9 +251,9 @@ def _formatted(stems: Any, layer: int) -> Any:
 
 def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
     """A tensor that nobody reads means a model that is not what its config.json says."""
+    known = {tensor_of(stem) for stem in stems} | {f"{stem}.bias" for stem in stems}
     for name in checkpoint.names():
-        stem, _, kind = name.rpartition(".")
-        if (stem not in stems or kind not in ("weight", "bias")) and not name.endswith("rotary_emb.inv_freq"):
+        if name not in known and not name.endswith("rotary_emb.inv_freq"):
             raise UnsupportedModelError(
                 f"{checkpoint.config.get('model_type')} models have no tensor {name!r}",
                 "lutra would have to ignore it, and the answers would be wrong",
@@ -270,12 +283,22 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
         return weights[0]
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
+    if all(isinstance(w, Rotated) for w in weights) and _turn_alike(weights):
+        return replace(weights[0], matrix=_join([w.matrix for w in weights]))  # type: ignore[union-attr,type-var]
     for kind, arrays in ROWS.items():
         if all(isinstance(w, kind) for w in weights):
             return _join_arrays(weights, arrays)
     if len({(type(w), getattr(w, "dtype", None)) for w in weights}) > 1:
         weights = [to_float32(w) for w in weights]
     return np.concatenate(weights).view(type(weights[0]))  # type: ignore[arg-type,return-value]
+
+
+def _turn_alike(weights: list[Any]) -> bool:
+    def alike(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+        return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+    first = weights[0]
+    return all(w.block == first.block and alike(w.signs, first.signs) and alike(w.order, first.order) for w in weights)
 
 
 def _join_coded(weights: list[Coded]) -> Coded:

@@ -23,13 +23,15 @@ _PATH = os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NA
 # Never unloaded: when Python ends, an engine may outlive this module, and its threads are in that code.
 lib: Any = ffi.dlopen(_PATH, ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
 
-ABSOLUTE, SCRATCH, IDS, LOGITS, KV, WORK = (
+ABSOLUTE, SCRATCH, IDS, LOGITS, KV, WORK, BEFORE, AFTER = (
     lib.LT_ABSOLUTE,
     lib.LT_SCRATCH,
     lib.LT_IDS,
     lib.LT_LOGITS,
     lib.LT_KV,
     lib.LT_WORK,
+    lib.LT_BEFORE,
+    lib.LT_AFTER,
 )
 
 

@@ -14,11 +14,15 @@ typedef struct lt_plan lt_plan;     /* an immutable list of ops, each bound to a
 
 /* Where an argument lives. The base address of every space but LT_ABSOLUTE comes with each step, so one plan
  * serves many sessions. LT_KV and LT_WORK are laid out as kernels/kv_cache.h says. */
-enum { LT_ABSOLUTE = 0, LT_SCRATCH = 1, LT_IDS = 2, LT_LOGITS = 3, LT_KV = 4, LT_WORK = 5, LT_SPACES = 6 };
+enum { LT_ABSOLUTE = 0, LT_SCRATCH = 1, LT_IDS = 2, LT_LOGITS = 3, LT_KV = 4, LT_WORK = 5, LT_SPACES = 8 };
+
+/* What recurrent layers remember, as floats: before the step (not read at position 0, where it is 0) and after it. A
+ * step never writes to the one before, so a session whose step was cancelled still has it. */
+enum { LT_BEFORE = 6, LT_AFTER = 7 };
 
 /* All that changes between two runs of a plan. */
 typedef struct lt_step {
-    void *space[6];        /* base addresses, indexed by the spaces above; space[0] is NULL */
+    void *space[8];        /* base addresses, indexed by the spaces above; space[0] is NULL */
     int32_t n_tokens;      /* rows fed by this step, >= 1 */
     int32_t n_outputs;     /* the last n_outputs of them reach the logits, 0..n_tokens */
     int32_t pos;           /* position of the first row: how many tokens the KV cache holds */

@@ -10,7 +10,7 @@ import numpy as np
 
 from lutra.runtime import memory
 
-__all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType", "position_bytes"]
+__all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType", "Memory", "memory_bytes", "position_bytes"]
 
 LANES = 16  # positions in a vector of keys
 GROUP = 32  # columns that share a scale
@@ -158,6 +158,83 @@ class Cache:
                     filled[:, :, : some.shape[2]] = np.ascontiguousarray(some).view(part.dtype)
                     whole[...] = filled.reshape(whole.shape)
                 begin = end
+
+
+MOMENTS = 4  # that are remembered while a prompt is fed: now, what is kept, and both as they were when it began
+
+
+def memory_bytes(floats: int) -> int:
+    """Bytes that a Memory of so many floats takes."""
+    return MOMENTS * 4 * floats
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """What recurrent layers remember after so many tokens. Nothing is remembered at position 0."""
+
+    position: int
+    floats: np.ndarray | None = None
+
+
+class Memory:
+    """What recurrent layers remember of all tokens so far: ``size`` floats, however many tokens there were.
+
+    Unlike a cache it has no part for each token, so it cannot be taken back to any of them, only to ``kept``: the
+    moment before the last step of the last prompt. A step reads what ``now`` is and writes elsewhere; so one that fails
+    has changed nothing, and begin() and undo() do the same for several.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.now = self.kept = _Moment(0)
+        self._began = (self.now, self.kept)
+        self._arrays: list[np.ndarray] = []  # MOMENTS at most, made when they are first needed
+
+    def begin(self) -> None:
+        """Remember where undo() comes back to."""
+        self._began = (self.now, self.kept)
+
+    def undo(self) -> None:
+        """Forget all steps since begin()."""
+        self.now, self.kept = self._began
+
+    def blank(self) -> np.ndarray:
+        """Where the next step may write: float32 [size], not zeros. The same until advance()."""
+        used = [moment.floats for moment in (self.now, self.kept, *self._began)]
+        found = next((a for a in self._arrays if not any(a is b for b in used)), None)
+        if found is None:
+            found = memory.zeros(4 * self.size).view(f32)
+            self._arrays.append(found)
+        return found
+
+    def advance(self, n: int) -> None:
+        """A step of n tokens has written its blank()."""
+        self.now = _Moment(self.now.position + n, self.blank())
+
+    def keep(self) -> None:
+        """Be able to come back to now, instead of to what was kept before."""
+        self.kept = self.now
+
+    def rewind(self, n: int) -> int:
+        """Go back to the last moment of at most n tokens that is known; returns its position."""
+        known = (moment for moment in (self.now, self.kept, _Moment(0)) if moment.position <= n)
+        self.now = next(known)
+        if self.kept.position > self.now.position:
+            self.kept = self.now
+        self.begin()
+        return self.now.position
+
+    def read(self) -> np.ndarray:
+        """A copy of what is remembered now: float32 [size]."""
+        return np.zeros(self.size, f32) if self.now.floats is None else self.now.floats.copy()
+
+    def write(self, floats: np.ndarray, position: int) -> None:
+        """Remember what read() gave after so many tokens."""
+        self.now = self.kept = _Moment(0)
+        if position:
+            self.blank()[:] = floats
+            self.advance(position)
+        self.begin()
 
 
 def _split(x: np.ndarray, *shape: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class Session(Protocol):
         """From another thread: make a feed() that is running return at once."""
 
     def rewind(self, n: int) -> None:
-        """Keep the first ``n`` tokens and forget the rest."""
+        """Keep the first ``n`` tokens, or as many of them as can be kept, and forget the rest."""
 
 
 class TextStream(Protocol):
@@ -225,9 +225,10 @@ class _Run:
     def _feed_prompt(self) -> np.ndarray:
         # The last prompt token is always fed: its logits choose the first new one.
         cached = min(_common_prefix(self.session.tokens, self.prompt), len(self.prompt) - 1)
-        self.stats = replace(self.stats, n_cached=cached)
         if cached < len(self.session.tokens):
             self.session.rewind(cached)
+            cached = len(self.session.tokens)
+        self.stats = replace(self.stats, n_cached=cached)
         with self._watching():
             return self._feed(self.prompt[cached:], "prompt_seconds")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.cache import KV_TYPES
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32, walsh_hadamard
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
 __all__ = [
@@ -22,14 +22,19 @@ __all__ = [
     "add_bias",
     "attention",
     "concat",
+    "decay",
+    "delta_floats",
+    "delta_rule",
     "embed",
     "experts",
     "gather",
     "gelu_tanh_mul",
+    "hadamard",
     "kv_append",
     "layer_norm",
     "line_up",
     "linear",
+    "mul",
     "peak",
     "positions",
     "quantize",
@@ -41,6 +46,8 @@ __all__ = [
     "route",
     "scale",
     "scale_columns",
+    "short_conv",
+    "sigmoid",
     "silu_mul",
     "soft_cap",
     "split",
@@ -59,12 +66,14 @@ INT8_PAD = 320  # int8 rows are padded to a multiple of this: of every format's 
 class State:
     """What a session is to the numpy reference: keys and values by layer, and the step's place in them.
 
+    memory: what recurrent ops remember, by where kernels have it (``at``); nothing is 0.
     kv_type: how the cache stores them, one of cache.KV_TYPES. Feed n tokens: call forward(), then ``advance(n)``.
     """
 
     def __init__(self, kv_type: str = "f32"):
         self.type = KV_TYPES[kv_type]
         self.kv: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.memory: dict[int, np.ndarray] = {}
         self.pos = 0
         self.n_outputs = 1
 
@@ -87,6 +96,10 @@ def _format_suffix(*args: Any) -> str:
 
 def embed(ids: Array, table: Packed) -> Array:
     """Rows of the table. ids: int32 [rows, 1]."""
+    if table.rotation:
+        signs, order, matrix = table.rotation
+        x = scale_columns(hadamard(embed(ids, matrix), block=table.codec.block), signs)
+        return x if order is None else take_columns(x, np.argsort(order).astype(np.int32))
     return _embed(ids, table, group=table.codec.ACT_GROUP or 0)
 
 
@@ -150,7 +163,11 @@ def linear(x: Array, weight: Packed) -> Array:
     if x.shape[1] != weight.shape[1]:
         raise ValueError(f"{x.shape[1]} features meet a matrix of shape {weight.shape}")
     group = weight.codec.ACT_GROUP
-    if weight.stack:
+    if weight.rotation:
+        signs, order, matrix = weight.rotation
+        x = x if order is None else take_columns(x, order)
+        y = linear(hadamard(scale_columns(x, signs), block=weight.codec.block), matrix)
+    elif weight.stack:
         y = concat(*(linear(x, matrix) for matrix in weight.stack))
     elif weight.chains:
         y = reduce(add, [_chain(x, chain) for chain in weight.chains])
@@ -292,6 +309,12 @@ def add(a: Array, b: Array) -> Array:
 
 
 @op(_like)
+def mul(a: Array, b: Array) -> Array:
+    """a * b"""
+    return a * b
+
+
+@op(_like)
 def add_bias(x: Array, bias: np.ndarray) -> Array:
     """x + bias, the same for every row."""
     return x + bias
@@ -322,6 +345,12 @@ def take_columns(x: Array, order: np.ndarray) -> Array:
 
 
 @op(_like)
+def hadamard(x: Array, *, block: int) -> Array:
+    """Runs of ``block`` columns, each times the normalized Walsh-Hadamard matrix. block: a power of two."""
+    return walsh_hadamard(x, block)
+
+
+@op(_like)
 def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up (SwiGLU: Shazeer 2020)."""
     with np.errstate(over="ignore"):
@@ -346,6 +375,19 @@ def gelu_tanh_mul(gate: Array, up: Array) -> Array:
     with np.errstate(over="ignore"):
         inner = gate + f32(0.044715) * gate**3
         return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
+
+
+@op(_like)
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x)"""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+@op(_like)
+def decay(x: Array, rate: np.ndarray) -> Array:
+    """e^(-rate log(1 + e^x)): the share of its memory that each head keeps (Mamba 2: Dao & Gu 2024). rate: [heads]."""
+    return np.exp(-rate.astype(np.float64) * np.logaddexp(0, x.astype(np.float64))).astype(x.dtype)
 
 
 @op(_like)
@@ -423,6 +465,51 @@ def attention(
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("hqp,phd->qhd", weights, values).reshape(q.shape)
+
+
+@op(_like, local=False)
+def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int) -> Array:
+    """silu of a causal convolution of each column on its own, over a row and the taps - 1 before it.
+
+    weight: float32 [taps, columns], the row's own tap last. at: where the session remembers the rows before, (taps - 1)
+    * columns floats.
+    """
+    before = state.memory.get(at, np.zeros((taps - 1, x.shape[1]), x.dtype))
+    rows = np.concatenate([before, x])
+    state.memory[at] = rows[len(x) :]
+    y = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    with np.errstate(over="ignore"):
+        return y / (1 + np.exp(-y))
+
+
+@op(lambda q, k, v, *_, **__: [(v.shape[1], f32)], local=False)
+def delta_rule(
+    q: Array, k: Array, v: Array, decay: Array, beta: Array, state: Any, *, at: int, k_heads: int, tiled: bool
+) -> Array:
+    """The gated delta rule (Yang et al. 2025): a head remembers a matrix S, which each row decays, corrects and asks.
+
+    S = decay S;  S += k (beta (v - k S));  y = q S. q, k: [rows, k_heads * dim]. v: [rows, heads * width]. decay, beta:
+    [rows, heads]. Heads share those of q and k: consecutive ones; tiled: those k_heads apart. at: where the session
+    remembers S, ``delta_floats`` floats.
+    """
+    rows, heads = decay.shape
+    shared = np.arange(heads) % k_heads if tiled else np.arange(heads) // (heads // k_heads)
+    q, k = (x.reshape(rows, k_heads, -1)[:, shared] for x in (q, k))
+    values = v.reshape(rows, heads, -1)
+    S = state.memory.get(at, np.zeros((heads, q.shape[2], values.shape[2]), v.dtype))
+    y = np.empty_like(values)
+    for t in range(rows):
+        S = S * decay[t, :, None, None]
+        delta = (values[t] - np.einsum("hk,hkv->hv", k[t], S)) * beta[t, :, None]
+        S = S + k[t, :, :, None] * delta[:, None]
+        y[t] = np.einsum("hk,hkv->hv", q[t], S)
+    state.memory[at] = S
+    return y.reshape(v.shape)
+
+
+def delta_floats(heads: int, dim: int, width: int) -> int:
+    """Floats that delta_rule() remembers: its kernels have columns of v by sixteens."""
+    return heads * dim * -(-width // 16) * 16
 
 
 @op(_like, local=False)

@@ -1,4 +1,4 @@
-"""Sessions: a conversation's KV cache and where it stands. Many per model."""
+"""Sessions: what a model keeps of a conversation, and where it stands. Many per model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from lutra import native
 from lutra.runtime import memory
-from lutra.runtime.cache import Cache, position_bytes
+from lutra.runtime.cache import Cache, Memory, memory_bytes, position_bytes
 from lutra.runtime.errors import (
     ContextLengthError,
     CorruptModelError,
@@ -27,7 +28,7 @@ __all__ = ["Session"]
 
 
 class Session:
-    """The tokens fed to a model so far, and their keys and values.
+    """The tokens fed to a model so far, their keys and values, and what recurrent layers remember of them.
 
     A session belongs to one thread at a time; sessions of one model may run in several. ``tokens`` is what the
     cache holds; ``n_ctx`` how many it has room for.
@@ -36,10 +37,11 @@ class Session:
     def __init__(self, model: Model, n_ctx: int | None = None):
         self.model = model
         c = model.config
-        position = position_bytes(model.kv_type, c.layers, c.kv_heads, c.head_dim)
-        self.n_ctx = _context(n_ctx, c.n_ctx, position)
+        position = position_bytes(model.kv_type, c.kv_layers, c.kv_heads, c.head_dim)
+        self.n_ctx = _context(n_ctx, c.n_ctx, position, memory_bytes(c.recurrent_floats))
         self.tokens: list[int] = []
-        self._cache = Cache(model.kv_type, c.layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx)
+        self._cache = Cache(model.kv_type, c.kv_layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx)
+        self._memory = Memory(c.recurrent_floats) if c.recurrent_floats else None
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
         self._logits = np.empty((plan.output_rows, model.n_vocab), np.float32)
@@ -81,18 +83,24 @@ class Session:
         ids = self._checked(tokens)
         before = len(self.tokens)
         self._cancel[0] = 0
-        plan, found = self.model.plan, []
+        plan, past, found = self.model.plan, self._memory, []
         rows = plan.output_rows if every else plan.rows
+        cuts = _cuts(len(ids), rows, past is not None)
+        if past:
+            past.begin()
         try:
-            for begin in range(0, len(ids), rows):
-                chunk = ids[begin : begin + rows]
-                wanted = len(chunk) if every else int(begin + rows >= len(ids))
-                self._run(chunk, wanted)
-                self.tokens.extend(chunk.tolist())
+            for begin, end in pairwise(cuts):
+                if past and end == len(ids) > 1:
+                    past.keep()
+                wanted = end - begin if every else int(end == len(ids))
+                self._run(ids[begin:end], wanted)
+                self.tokens.extend(ids[begin:end].tolist())
                 if every:
                     found.append(self._logits[:wanted].copy())
         except BaseException:
             del self.tokens[before:]
+            if past:
+                past.undo()
             raise
         return found
 
@@ -112,25 +120,36 @@ class Session:
     def _run(self, ids: np.ndarray, n_outputs: int) -> None:
         self._ids[: len(ids)] = ids
         self._step.n_tokens, self._step.n_outputs, self._step.pos = len(ids), n_outputs, len(self.tokens)
+        if self._memory:
+            self._step.space[native.BEFORE] = _address(self._memory.now.floats)
+            self._step.space[native.AFTER] = _address(self._memory.blank())
         if len(ids) < INTERRUPTIBLE:
             self.model.run(self._step)
         else:
             _run_interruptibly(lambda: self.model.run(self._step), self.cancel)
+        if self._memory:
+            self._memory.advance(len(ids))
 
     def cancel(self) -> None:
         """From another thread: make a feed() that is running return at once, with CancelledError."""
         self._cancel[0] = 1
 
     def rewind(self, n: int) -> None:
-        """Forget all but the first n tokens."""
+        """Forget all but the first n tokens. ``tokens`` says which are left.
+
+        Those may be fewer where a model has recurrent layers, which remember a few moments only: after the last feed,
+        some tokens before the end of the last prompt, and the start.
+        """
         if not 0 <= n <= len(self.tokens):
             raise ValueError(f"cannot rewind {len(self.tokens)} tokens to {n}")
-        del self.tokens[n:]
+        del self.tokens[self._memory.rewind(n) if self._memory else n :]
 
     def fork(self) -> Session:
         """Another session that continues from here on its own."""
         other = Session(self.model, self.n_ctx)
         other._cache.write(self._cache.read(len(self.tokens)))
+        if self._memory and other._memory:
+            other._memory.write(self._memory.read(), len(self.tokens))
         other.tokens = list(self.tokens)
         return other
 
@@ -145,6 +164,7 @@ class Session:
                     model=np.array(self.model.fingerprint),
                     tokens=np.array(self.tokens, np.int32),
                     kv=self._cache.read(len(self.tokens)),
+                    memory=self._memory.read() if self._memory else np.zeros(0, np.float32),
                 )
             os.replace(temporary, path)
         finally:
@@ -157,7 +177,7 @@ class Session:
         """
         try:
             with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as saved:
-                model, tokens, kv = str(saved["model"]), saved["tokens"], saved["kv"]
+                model, tokens, kv, floats = str(saved["model"]), saved["tokens"], saved["kv"], saved["memory"]
         except FileNotFoundError:
             raise LutraError(f"there is no saved session at {path}") from None
         except Exception as error:
@@ -171,22 +191,45 @@ class Session:
         shape = (*due.shape[:3], n, due.shape[4])
         if tokens.shape != (n,) or kv.shape != shape or kv.dtype != due.dtype:
             raise CorruptModelError(f"{path}: a cache of {kv.dtype} {kv.shape} where {shape} is due")
+        size = self._memory.size if self._memory else 0
+        if floats.shape != (size,) or floats.dtype != np.float32:
+            raise CorruptModelError(f"{path}: a memory of {floats.dtype} {floats.shape} where {size} floats are due")
         self._cache.write(kv)
+        if self._memory:
+            self._memory.write(floats, n)
         self.tokens = tokens.tolist()
 
 
-def _context(wanted: int | None, known: int, position: int) -> int:
-    """How many positions of that many bytes to make room for: those wanted, or all the model knows and memory holds."""
+def _cuts(n: int, rows: int, recurrent: bool) -> list[int]:
+    """Where n tokens are cut into steps of at most ``rows``: the begin of each, and the end.
+
+    A prompt's last step is short where there is a moment before it to come back to: close to the end, because an answer
+    goes on from there again, or a conversation in which that answer was shortened.
+    """
+    last = n - (min(LAST_ROWS, rows) if recurrent and n > LAST_ROWS else n)
+    return [*range(0, last, rows), *range(last, n, rows), n]
+
+
+def _address(array: np.ndarray | None) -> Any:
+    return native.ffi.NULL if array is None else native.ffi.cast("void *", array.ctypes.data)
+
+
+def _context(wanted: int | None, known: int, position: int, once: int) -> int:
+    """How many positions of that many bytes to make room for: those wanted, or all the model knows and memory holds.
+
+    once: bytes that are needed besides, however many there are.
+    """
     if wanted is None:
         free = memory.available()
-        return known if free is None else max(1, min(known, int(free * CONTEXT_SHARE) // position))
+        return known if free is None else max(1, min(known, (int(free * CONTEXT_SHARE) - once) // position))
     if not 1 <= wanted <= known:
         raise ContextLengthError(f"a context of {wanted} tokens: this model knows 1 to {known}")
-    memory.require(wanted * position, f"a context of {wanted} tokens", "ask for a smaller context")
+    memory.require(wanted * position + once, f"a context of {wanted} tokens", "ask for a smaller context")
     return wanted
 
 
 CONTEXT_SHARE = 0.5  # of the free memory, at most, for a session that did not ask for a size
+LAST_ROWS = 16  # of a prompt's last step, at most, where the moment before it is kept
 INTERRUPTIBLE = 16  # rows: a longer step is waited for in a way that Ctrl-C can break
 
 

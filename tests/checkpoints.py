@@ -148,6 +148,62 @@ def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     return model
 
 
+def hybrid(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A Qwen3.5 without images, its memories long enough to matter."""
+    settings = transformers.Qwen3_5TextConfig(**{**HYBRID, **config})
+    model = randomized(transformers.Qwen3_5ForCausalLM, settings, seed)
+    remembering(model)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
+def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Qwen3.5 as released: a tower for images, and layers that guess further tokens, beside the text model."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    config = transformers.Qwen3_5Config(text_config=HYBRID, vision_config={**tower, "num_position_embeddings": 16})
+    model = randomized(transformers.Qwen3_5ForConditionalGeneration, config, seed)
+    remembering(model)
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["mtp.fc.weight"] = torch.zeros(64, 128)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+HYBRID = dict(
+    SHAPE,
+    head_dim=32,
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    num_hidden_layers=3,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=24,
+    rope_parameters={
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+    pad_token_id=None,
+    initializer_range=0.1,
+)
+
+
+def remembering(model: PreTrainedModel) -> None:
+    """Set what decides how long a random Qwen3.5 remembers, and its norms, to what real ones might have."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight") and "linear_attn" not in name:
+            parameter.data -= 1  # what is stored is the distance from 1
+        elif name.endswith("A_log"):
+            parameter.data.uniform_(-3, 1)
+        elif name.endswith("dt_bias"):
+            parameter.data.normal_(-1, 1)
+        elif name.endswith("conv1d.weight"):
+            parameter.data.normal_(0, 0.5)
+
+
 def minicpm(folder: Path, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """MiniCPM, which transformers lacks; the reference is a Llama with the three factors in its weights."""
     factors = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 16}

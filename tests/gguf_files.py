@@ -7,16 +7,18 @@ the reference, in float32 and eval mode. Importing this needs torch, transformer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import scipy.linalg
 import sentencepiece
 import torch
 import transformers
-from checkpoints import randomized
+from checkpoints import randomized, remembering
 from gguf import GGMLQuantizationType as Type
 
 from lutra.models.loaders import open_checkpoint
@@ -39,6 +41,8 @@ RANDOM = {
     "Q6_K": {208: 0.00002},
     "Q1_0": {0: 0.03},
     "Q2_0": {0: 0.03},
+    "PQ2_0": {0: 0.03},
+    "PTQ1_0": {26: 0.03},
 }
 # Types that gguf-py lacks: weights and bytes of a block, ggml's number.
 SIZES = {
@@ -48,6 +52,8 @@ SIZES = {
     "STQ1_0": (256, 42, 43),
     "STQ1_0 early": (256, 42, 42),
     "I2_S": (128, 32, 36),
+    "PQ2_0": (128, 34, 142),
+    "PTQ1_0": (128, 28, 143),
 }
 # STQ1_0's published codebook: by sign and slot four codes of two bits, from the lowest on.
 SHERRY = bytes.fromhex("a9892909a68626069a921a126a624a42012181a1042484a41018909840486068")
@@ -74,20 +80,65 @@ ARCHS = {
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
+    "dt_bias": "dt_proj.bias",
 }
 Model = transformers.PreTrainedModel
+
+
+@dataclass
+class Rotation:
+    """PrismML's: matrices are stored times signs and a Hadamard matrix, as the metadata then says.
+
+    grouped: whether the columns that follow heads of values are in transformers' order.
+    """
+
+    block: int
+    explicit: bool = True
+    grouped: bool = True
+    signs: dict[int, np.ndarray] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def turned(self, values: np.ndarray, back: bool = False) -> np.ndarray:
+        """The matrix as it is stored, or ``back``: as it was."""
+        cols = values.shape[1]
+        signs = np.random.default_rng(cols).choice(np.array([-1.0, 1.0]), cols if self.explicit else 0)
+        signs = self.signs.setdefault(cols, signs) if self.explicit else np.ones(cols)
+        H = scipy.linalg.hadamard(self.block) / np.sqrt(self.block)
+        blocks = (values if back else values * signs).reshape(len(values), -1, self.block) @ H
+        return (blocks.reshape(values.shape) * (signs if back else 1)).astype(np.float32)
+
+    def keys(self) -> dict[str, Any]:
+        """The metadata."""
+        said: dict[str, Any] = {
+            "version": 1,
+            "block_size": self.block,
+            "transform": "normalized-sylvester-walsh-hadamard",
+            "axis": "input-last-dimension",
+            "sign_mode": "explicit" if self.explicit else "identity",
+            "weight_names": [name for name in self.names if name != "token_embd.weight"],
+            "inverse_weight_names": [name for name in self.names if name == "token_embd.weight"],
+            "gdn_v_grouped": self.grouped,
+        }
+        if self.explicit:
+            said["sign_widths"] = list(self.signs)
+            said["sign_values"] = [int(sign) for signs in self.signs.values() for sign in signs]
+        return {f"prism.hadamard.{key}": value for key, value in said.items()}
 
 
 def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
     made, architecture, _ = ARCHS[arch]
-    return randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+    model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+    if arch == "qwen3_5_text":
+        remembering(model)
+    return model
 
 
 def write(
@@ -99,21 +150,26 @@ def write(
     keys: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     split: int = 0,
+    rotation: Rotation | None = None,
 ) -> Model:
     """Write the model, its matrices in these types by turns; returns it with the weights that were written.
 
     arch: the file's name of the architecture. keys: more of its metadata. tensors: more of them. split: tensors a file.
+    rotation: behind which all matrices lie, but those of gates.
     """
     config = model.config
     known = ARCHS[config.model_type][2]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
-    neighbours = name in NEIGHBOURS
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
-    for key, value in {"tokenizer.ggml.model": "no_vocab", **(keys or {})}.items():
-        adders.get(value.__class__, writer.add_float32)(key, value)
-    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+
+    def add(keys: dict[str, Any]) -> None:
+        for key, value in keys.items():
+            adders.get(value.__class__, writer.add_float32)(key, value)
+
+    add({"tokenizer.ggml.model": "no_vocab", **(keys or {})})
+    names, neighbours = gguf.get_tensor_name_map(known, config.num_hidden_layers), name in NEIGHBOURS
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
         if ".experts." in tensor:
@@ -123,12 +179,13 @@ def write(
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = permuted(tensor, values.numpy(), config) if neighbours else values.numpy()
+        turns = rotation and values.ndim == 2 and "in_proj_a" not in tensor and "in_proj_b" not in tensor
+        grouped = turns and rotation.grouped and "linear_attn.out_proj" in tensor
+        stored = values.numpy() if grouped else as_stored(tensor, values.numpy(), config, neighbours)
+        stored = rotation.turned(stored) if turns else stored
         type = "F32"
-        if stored.ndim == 2 and "mlp.gate." not in tensor:
+        if stored.ndim == 2 and "mlp.gate." not in tensor and "conv1d" not in tensor:
             type, turn = types[turn % len(types)], turn + 1
-        if name.startswith("gemma") and stored.ndim == 1:
-            stored = stored + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor
         for ours, theirs in KNOWN_AS.items():
@@ -140,13 +197,14 @@ def write(
             writer.add_tensor(new, data.view(np.int8), values.shape, SIZES[type][2])  # type: ignore[arg-type]
         else:
             writer.add_tensor(new, data, raw_dtype=Type[type])
-        if name.startswith("gemma") and stored.ndim == 1:
-            read = read - 1
-        if neighbours:
-            read = permuted(tensor, read, config, back=True)
+        if turns:
+            rotation.names.append(new)
+        read = rotation.turned(read, back=True) if turns else read
+        read = read if grouped else as_stored(tensor, read, config, neighbours, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
         writer.add_tensor(tensor, values)
+    add(rotation.keys() if rotation else {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -209,6 +267,14 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if config.model_type == "qwen3_5_text":
+        writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
+        writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
@@ -221,6 +287,35 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
             writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
+
+
+def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:
+    """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
+    if neighbours:
+        return permuted(name, values, config, back)
+    if config.model_type.startswith(("gemma", "qwen3_5")) and "norm" in name and "linear_attn" not in name:
+        return values - 1 if back else values + 1
+    if name.endswith("A_log"):
+        values = np.log(-values) if back else -np.exp(values)
+    if name.endswith("conv1d.weight"):
+        values = values[:, None] if back else values[:, 0]
+    return _tiled(name, values, config, back) if "linear_attn." in name else values
+
+
+def _tiled(name: str, values: np.ndarray, config: Any, back: bool) -> np.ndarray:
+    """Heads of values that share a head of keys lie apart in files, not side by side."""
+    order = np.arange(config.linear_num_value_heads).reshape(config.linear_num_key_heads, -1).T.ravel()
+    order, part = np.argsort(order) if back else order, name.split("linear_attn.")[1].removesuffix(".weight")
+    if part in ("in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+        return values[order]
+    if part == "out_proj":
+        heads = values.reshape(len(values), len(order), -1)
+        return np.ascontiguousarray(heads[:, order]).reshape(values.shape)
+    if part in ("in_proj_z", "in_proj_qkv", "conv1d"):
+        keys = 0 if part == "in_proj_z" else 2 * config.linear_num_key_heads * config.linear_key_head_dim
+        heads = values[keys:].reshape(len(order), -1, *values.shape[1:])
+        return np.concatenate([values[:keys], heads[order].reshape(-1, *values.shape[1:])])
+    return values
 
 
 def permuted(name: str, values: np.ndarray, config: Any, back: bool = False) -> np.ndarray:
@@ -258,12 +353,14 @@ def _put_halves(rng: np.random.Generator, data: np.ndarray, halves: dict[int, fl
 
 
 def _own(rng: np.random.Generator, shape: tuple[int, ...], type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Q1_0 and Q2_0, which gguf-py does not know: a float16, then codes from the lowest bits on."""
+    """Types that gguf-py does not know. Most are a float16, then codes from the lowest bits on."""
     weights, size, _ = SIZES[type]
     if type.startswith("STQ1_0"):
         return _sherry(rng, (shape[0], shape[1] // weights, size))
     data = rng.integers(0, 256, (shape[0], shape[1] // weights, size), dtype=np.uint8)
-    _put_halves(rng, data, RANDOM[type[:4]])
+    _put_halves(rng, data, RANDOM[type.partition(" ")[0]])
+    if type == "PTQ1_0":
+        return _ptq1_0(rng, data, shape)
     scale = data[:, :, :2].copy().view("<f2").astype(np.float32)
     bits = np.unpackbits(data[:, :, 2:], axis=2, bitorder="little").astype(np.float32)
     codes = 2 * bits - 1 if type == "Q1_0" else bits[:, :, 0::2] + 2 * bits[:, :, 1::2] - 1
@@ -283,6 +380,20 @@ def _sherry(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.n
                 code = (SHERRY[sign * 16 + slot] >> 2 * lane & 3) - 1
                 values[row, block, g // 16 * 64 + lane * 16 + g % 16] = code * np.float32(np.float16(0.04))
     return data.reshape(shape[0], -1), values.reshape(shape[0], -1)
+
+
+def _ptq1_0(rng: np.random.Generator, data: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Ternary digits, five in a byte, then a float16. Weight by weight, as PrismML's kernels find them."""
+    digits = rng.integers(0, 3, (*data.shape[:2], 128))
+    number = np.zeros((*data.shape[:2], 26), np.int64)
+    for e in range(128):  # first come the first digits of sixteen bytes, ...; in the last two bytes there are four
+        byte, place = (
+            (e % 16, e // 16) if e < 80 else (16 + e % 8, e // 8 - 10) if e < 120 else (24 + e % 2, e // 2 - 60)
+        )
+        number[:, :, byte] += digits[:, :, e] * 3 ** (4 - place)
+    data[:, :, :26] = -(-number * 256 // 243)
+    scale = data[:, :, 26:].copy().view("<f2").astype(np.float32)
+    return data.reshape(shape[0], -1), ((digits - 1) * scale).reshape(shape).astype(np.float32)
 
 
 def plain(type: str) -> str:

@@ -37,6 +37,7 @@ class Session:
     """The argument that stands for the session: what one step sees of it.
 
     keys, values: [positions, kv_heads, head_dim], what the cache holds of one layer when the op begins.
+    memory: float32 [floats], what a recurrent op remembers then, in its kernels' order.
     """
 
     kv_type: str = "f32"
@@ -44,6 +45,7 @@ class Session:
     n_outputs: int = 1
     keys: np.ndarray | None = None
     values: np.ndarray | None = None
+    memory: np.ndarray | None = None
 
     def at_row(self, r: int) -> Session:
         """The session when the step's row r comes alone, after those before it."""
@@ -56,14 +58,15 @@ class Session:
 class Case:
     """One call of an op.
 
-    bound: how far each element may be from numpy's; None: equal. wide: numpy computes in float64 then.
+    bound: how far each element may be from numpy's, or that of each output; None: equal. wide: numpy computes in
+    float64 then.
     """
 
     label: str
     op: Callable[..., Any]
     args: tuple[Any, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
-    bound: np.ndarray | None = None
+    bound: np.ndarray | tuple[np.ndarray, ...] | None = None
     wide: bool = True
 
     @property
@@ -74,11 +77,23 @@ class Case:
     def rows(self) -> int:
         return next((len(a.array) for a in self.args if isinstance(a, Rows)), 1)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether the op remembers what it was given; its last output is then what it remembers."""
+        return "at" in self.attrs
+
     def row(self, r: int) -> Case:
         """The same call with one of its rows alone."""
         args = [Rows(a.array[r : r + 1]) if isinstance(a, Rows) else a for a in self.args]
         args = [a.at_row(r) if isinstance(a, Session) else a for a in args]
         return replace(self, label=f"{self.label}, row {r} alone", args=tuple(args))
+
+    def cut(self, begin: int, end: int, memory: np.ndarray | None) -> Case:
+        """The same call of a recurrent op with some of its rows, when it remembers what came before."""
+        args = [Rows(a.array[begin:end]) if isinstance(a, Rows) else a for a in self.args]
+        memory = self.session.memory if begin == 0 else memory
+        args = [replace(a, pos=a.pos + begin, memory=memory) if isinstance(a, Session) else a for a in args]
+        return replace(self, label=f"{self.label}, rows {begin}..{end}", args=tuple(args))
 
 
 REGISTRY: dict[str, Callable[[Rng], Iterator[Case]]] = {}
@@ -160,6 +175,16 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("hadamard")
+def hadamard(rng: Rng) -> Iterator[Case]:
+    for kind, n, block in [("normal", 1, 2), ("mixed", 5, 16), ("normal", 3, 32), ("huge", 2, 128), ("mixed", 4, 1024)]:
+        x = KINDS[kind](rng, n, block * int(rng.integers(1, 4)))
+        # A rounding in every one of log2(block) sums of sums, and those of the scale.
+        sizes = np.abs(x.astype(float)).reshape(n, -1, block).sum(axis=2).repeat(block, axis=1) * block**-0.5
+        bound = (np.log2(block) + 3) * EPS * sizes + TINY
+        yield Case(f"{kind} {x.shape} in {block}", ops.hadamard, (Rows(x),), {"block": block}, bound)
+
+
 @register("take_columns")
 def take_columns(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
@@ -172,6 +197,30 @@ def concat(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
         parts = [Rows(KINDS[kind](rng, n, width)) for width in (cols, 1, 2 * cols)]
         yield Case(f"{kind} {n} x {cols}", ops.concat, tuple(parts))
+
+
+@register("mul")
+def mul(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        a, b = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, cols)
+        yield Case(f"{kind} {n} x {cols}", ops.mul, (Rows(a), Rows(b)))
+
+
+@register("sigmoid")
+def sigmoid(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x = KINDS[kind](rng, n, cols)
+        bound = 6 * EPS * reference(ops.sigmoid, x) + 6.1e-39  # which is 1 / e^88, where e^-x ends
+        yield Case(f"{kind} {n} x {cols}", ops.sigmoid, (Rows(x),), bound=bound)
+
+
+@register("decay")
+def decay(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, rate = KINDS[kind](rng, n, cols), np.exp(3 * normal(rng, cols))
+        y = np.exp(-rate.astype(float) * np.logaddexp(0, x.astype(float)))
+        # The libraries' doubles may be rounded to either of two neighbours.
+        yield Case(f"{kind} {n} x {cols}", ops.decay, (Rows(x), rate), bound=2 * EPS * y + TINY)
 
 
 @register("add_bias")
@@ -657,6 +706,80 @@ def attention_weights(q: np.ndarray, keys: np.ndarray, heads: int, attrs: dict[s
     return weights / weights.sum(axis=2, keepdims=True)
 
 
+# Recurrent layers
+
+PLACES = [(1, 0), (1, 7), (2, 0), (3, 1), (5, 0), (4, 100), (13, 0), (70, 0), (33, 64)]  # rows, position
+
+
+@register("short_conv")
+def short_conv(rng: Rng) -> Iterator[Case]:
+    sizes = [(1, 4), (15, 1), (16, 2), (17, 3), (100, 4), (256, 4), (257, 4), (600, 5), (1000, 4)]
+    for (n, pos), (cols, taps), kind in zip(PLACES, sizes, cycle(KINDS), strict=False):
+        x, weight = KINDS[kind](rng, n, cols), normal(rng, taps, cols)
+        before = KINDS[kind](rng, taps - 1, cols) if pos else np.zeros((taps - 1, cols), f32)
+        rows = np.concatenate([before, x]).astype(float)
+        terms = np.stack([rows[i : i + n] * weight[i] for i in range(taps)])
+        # A rounding for every tap, of which silu makes little more; then its own, as in silu_mul.
+        lost = (taps + 1) * (EPS * np.abs(terms).sum(axis=0) + TINY)
+        total = terms.sum(axis=0)
+        y = total / (1 + np.exp(-np.maximum(total, -700)))
+        bound = 1.1 * lost + 8 * EPS * np.abs(y) + 6.1e-39 * np.abs(total) + 2 * TINY
+        session = Session(pos=pos, memory=before.ravel() if pos else None)
+        attrs = {"at": int(rng.integers(0, 40)), "taps": taps}
+        bounds = bound, np.zeros((taps - 1) * cols)
+        yield Case(f"{kind} {n} x {cols} at {pos}", ops.short_conv, (Rows(x), weight, session), attrs, bounds)
+
+
+@register("delta_rule")
+def delta_rule(rng: Rng) -> Iterator[Case]:
+    # heads of k, of v, columns of k, of v
+    sizes = [(1, 1, 1, 1), (1, 2, 5, 16), (2, 4, 16, 24), (2, 2, 17, 33), (3, 6, 20, 7), (2, 6, 64, 48),
+             (4, 8, 32, 32), (1, 3, 128, 128), (2, 4, 100, 17)]  # fmt: skip
+    for i, ((n, pos), (k_heads, heads, dim, width)) in enumerate(zip(PLACES, sizes, strict=True)):
+        q, k = (normal(rng, n, k_heads, dim) for _ in "qk")
+        k /= np.sqrt((k * k).sum(axis=2, keepdims=True) * f32(1.001))  # a little less than 1: see delta_bound
+        k[rng.random((n, k_heads)) < 0.1] = 0
+        v = normal(rng, n, heads, width) * f32(10.0 ** rng.integers(-3, 4))
+        decay, beta = (rng.choice([0, 1, *rng.random(5)], (n, heads)).astype(f32) for _ in range(2))
+        memory = normal(rng, heads, dim, width) if pos else None
+        rows = tuple(Rows(x.reshape(n, -1)) for x in (q, k, v, decay, beta))
+        attrs = {"at": int(rng.integers(0, 40)), "k_heads": k_heads, "tiled": i % 2 == 1}
+        bounds = delta_bound(q, k, v, decay, beta, memory, attrs["tiled"])
+        session = Session(pos=pos, memory=None if memory is None else delta_floats(memory))
+        label = f"{n} x {heads}/{k_heads} x {dim} x {width} at {pos}"
+        yield Case(label, ops.delta_rule, (*rows, session), attrs, bounds)
+
+
+def delta_floats(S: np.ndarray) -> np.ndarray:
+    """S, [heads, dim, width], as kernels lay it out: columns by sixteens, those beyond the width 0."""
+    heads, dim, width = S.shape
+    padded = np.concatenate([S, np.zeros((heads, dim, -width % 16), S.dtype)], axis=2)
+    return padded.reshape(heads, dim, -1, 16).transpose(0, 2, 1, 3).ravel()
+
+
+def delta_bound(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, decay: np.ndarray, beta: np.ndarray, S: Any, tiled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far results and memory may be off. By the length of each column of S: a step makes its error no longer, since
+    that is multiplied by decay (1 - beta k k^T), and adds the roundings of sums over dim / 4 terms."""
+    n, heads, width = v.shape
+    q, k, v, decay, beta = (x.astype(float) for x in (q, k, v, decay, beta))
+    own = np.arange(heads) % k.shape[1] if tiled else np.arange(heads) * k.shape[1] // heads
+    q, k, terms = q[:, own], k[:, own], q.shape[2] / 4 + 4
+    S = np.zeros((heads, q.shape[2], width)) if S is None else S.astype(float)
+    lost, bound = np.zeros((heads, width)), np.empty((n, heads, width))
+    for t in range(n):
+        S = S * decay[t, :, None, None]
+        size = np.sqrt((S * S).sum(axis=1))
+        delta = beta[t, :, None] * (v[t] - np.einsum("hk,hkv->hv", k[t], S))
+        lost = lost + EPS * (3 * size + (terms + 3) * size + 3 * np.abs(v[t]) + 3 * np.abs(delta)) + TINY * terms
+        S = S + k[t, :, :, None] * delta[:, None]
+        length = np.sqrt((q[t] * q[t]).sum(axis=1))[:, None]
+        bound[t] = length * (lost + terms * EPS * np.sqrt((S * S).sum(axis=1))) + TINY * terms
+    memory = np.repeat(lost[:, None], q.shape[2], axis=1)
+    return bound.reshape(n, -1), delta_floats(memory)
+
+
 # Reading memory, multiplying bytes
 
 
@@ -689,6 +812,16 @@ def reference(op: Callable[..., Any], *args: Any, wide: bool = True, **attrs: An
         return op(*map(plain, args), **attrs)
 
 
+def as_numpy(case: Case, floats: np.ndarray) -> np.ndarray:
+    """What a recurrent op remembers, in the order of numpy's op."""
+    shapes = [a.array.shape[1] for a in case.args if isinstance(a, Rows)]
+    if case.op is ops.short_conv:
+        return floats.reshape(-1, shapes[0])
+    heads, dim = shapes[3], shapes[0] // case.attrs["k_heads"]
+    blocks = floats.reshape(heads, -1, dim, 16).transpose(0, 2, 1, 3)
+    return blocks.reshape(heads, dim, -1)[:, :, : shapes[2] // heads]
+
+
 def numpy_outputs(case: Case) -> list[np.ndarray]:
     """The outputs of the case by the numpy op; for one that writes the cache, the keys and values it then holds."""
     s, state = case.session, ops.State(case.session.kv_type)
@@ -696,8 +829,13 @@ def numpy_outputs(case: Case) -> list[np.ndarray]:
     layer = case.attrs.get("layer", 0)
     if s.keys is not None:
         state.kv[layer] = (s.keys, s.values)
+    if s.memory is not None:
+        state.memory[case.attrs["at"]] = as_numpy(case, s.memory)
     args = [state if isinstance(a, Session) else a for a in case.args]
     result = reference(case.op, *args, wide=case.wide and case.bound is not None, **case.attrs)
     if result is None:
         return list(state.kv[layer])
+    if case.recurrent:
+        memory = state.memory[case.attrs["at"]]
+        return [result, delta_floats(memory) if memory.ndim == 3 else memory.ravel()]
     return list(result) if isinstance(result, tuple) else [result]

@@ -95,12 +95,15 @@ class Call:
     def __init__(self, case: Case, op: str, like: list[np.ndarray], behind_tail: bool = False):
         s, tail = case.session, case.op is ops.tail
         self.case, self.writes_cache = case, case.op is ops.kv_append
-        self.outs = [] if self.writes_cache else [Guarded(x, 3, np.random.default_rng(1)) for x in like]
+        made = [] if self.writes_cache else like[:-1] if case.recurrent else like
+        self.outs = [Guarded(x, 3, np.random.default_rng(1)) for x in made]
         self.ins = [guarded for arg in case.args for guarded in place(arg)]
         self.n_tokens = case.rows + (4 if behind_tail else 0)
         self.n_outputs = s.n_outputs if tail else case.rows
         self.n_ctx = s.pos + self.n_tokens + 2
         self.cache = self.make_cache(s)
+        if case.recurrent:
+            self.make_memory(s, len(like[-1]))
         args = [x.arg for x in (*self.outs, *self.ins)]
         attributes = [p.name for p in inspect.signature(case.op).parameters.values() if p.kind is p.KEYWORD_ONLY]
         values = [case.attrs[name] for name in attributes]
@@ -123,6 +126,15 @@ class Call:
         self.cache_before = cache.read(self.n_ctx)
         return cache
 
+    def make_memory(self, s: Session, size: int) -> None:
+        """Before: what the op may read, among NaN. After: noise."""
+        self.part = np.s_[self.case.attrs["at"] : self.case.attrs["at"] + size]
+        self.before = np.full(self.part.stop + 5, np.nan, np.float32)
+        self.after = np.random.default_rng(1).standard_normal(len(self.before)).astype(np.float32)
+        if s.memory is not None:
+            self.before[self.part] = s.memory
+        self.memory_before = self.before.copy(), self.after.copy()
+
     def run(self, engine: native.Engine, kernel: str | None = None) -> list[np.ndarray]:
         plan = native.Plan(engine, [self.op], [])
         assert kernel in (None, plan.kernels[0]), f"{kernel} is not what its own CPU level binds"
@@ -130,6 +142,9 @@ class Call:
         if self.cache is not None:
             step.space[native.KV] = native.ffi.cast("void *", self.cache.memory.ctypes.data)
             step.space[native.WORK] = native.ffi.cast("void *", self.cache.work.ctypes.data)
+        if self.case.recurrent:
+            step.space[native.BEFORE] = native.ffi.cast("void *", self.before.ctypes.data)
+            step.space[native.AFTER] = native.ffi.cast("void *", self.after.ctypes.data)
         plan.run(step)
         plan.close()
         return self.checked()
@@ -139,6 +154,8 @@ class Call:
             assert x.untouched(), f"input {i} was written to"
         for i, x in enumerate(self.outs):
             assert x.guards_untouched(), f"bytes around the rows of output {i} were written to"
+        if self.case.recurrent:
+            return [*(x.array.copy() for x in self.outs), self.checked_memory()]
         if self.cache is None:
             return [x.array.copy() for x in self.outs]
         cache, layer, pos = self.cache.read(self.n_ctx), self.case.attrs["layer"], self.case.session.pos
@@ -152,6 +169,13 @@ class Call:
             return [x.array.copy() for x in self.outs]
         rows = written[:, :, : pos + self.case.rows].transpose(0, 2, 1, 3)
         return list(self.cache.type.decode(rows, self.case.attrs["head_dim"]))
+
+    def checked_memory(self) -> np.ndarray:
+        found, (before, after) = self.after[self.part].copy(), self.memory_before
+        after[self.part] = found
+        assert self.before.tobytes() == before.tobytes(), "what was remembered before was written to"
+        assert self.after.tobytes() == after.tobytes(), "the memory was written to elsewhere"
+        return found
 
 
 def place(arg: Any) -> list[Guarded]:
@@ -205,7 +229,8 @@ def same(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 def check(got: list[np.ndarray], expected: list[np.ndarray], bound: Any, label: str) -> None:
     """Fails at the first difference above the bound; without one, at the first different bit."""
     assert len(got) == len(expected), label
-    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+    bounds = bound if isinstance(bound, tuple) else (bound,) * len(got)
+    for i, (a, b, bound) in enumerate(zip(got, expected, bounds, strict=True)):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) or bound is not None, label
         if bound is None:
             good = same(a, b)
@@ -220,6 +245,11 @@ def check(got: list[np.ndarray], expected: list[np.ndarray], bound: Any, label: 
 
 
 # Kernels
+
+
+def recurrent(kernel: str) -> bool:
+    """Whether the kernel's op has a place in the session's memory."""
+    return "at" in inspect.signature(getattr(ops, kernel.rpartition("_")[0], same)).parameters
 
 
 def test_every_op_has_a_scalar_kernel():
@@ -254,12 +284,30 @@ def test_a_row_does_not_depend_on_its_batch(kernel, seed, quick):
     op, _, level = kernel.rpartition("_")
     if op in ("tail", "line_up", "spread", *MEASURES) or op.startswith("kv_append"):
         pytest.skip("not an op of which each row gives its own results")
+    if cases(op, seed, quick)[0][0].recurrent:
+        pytest.skip("an op of which each row gives what those before it decide")
     for index, (case, expected) in enumerate(cases(op, seed, quick)):
         together = Call(case, op, typed(expected)).run(engine(1, level))
         for r in {0, case.rows // 2, case.rows - 1}:
             alone = Call(case.row(r), op, [x[:1] for x in typed(expected)]).run(engine(1, level))
             label = f"{kernel}, case {index} ({case.label}), row {r}, --seed {seed}"
             check(alone, [x[r : r + 1] for x in together], None, label)
+
+
+@pytest.mark.parametrize("kernel", [name for name, runs in KERNELS.items() if runs and recurrent(name)])
+def test_a_memory_does_not_depend_on_steps(kernel, seed, quick):
+    """However rows are cut into steps, each gives the same bits, and so does what is remembered in the end."""
+    op, _, level = kernel.rpartition("_")
+    for index, (case, expected) in enumerate(cases(op, seed, quick)):
+        together = Call(case, op, typed(expected)).run(engine(1, level))
+        for at in {1, 2, case.rows // 2} & set(range(1, case.rows)):
+            parts, memory = [], None
+            for begin, end in ((0, at), (at, case.rows)):
+                like = [x[begin:end] for x in typed(expected)[:-1]]
+                *ys, memory = Call(case.cut(begin, end, memory), op, [*like, together[-1]]).run(engine(3, level))
+                parts.append(ys[0])
+            label = f"{kernel}, case {index} ({case.label}), cut at {at}, --seed {seed}"
+            check([np.concatenate(parts), memory], together, None, label)
 
 
 @pytest.mark.parametrize("kernel", [name for name, runs in KERNELS.items() if runs])

@@ -230,6 +230,21 @@ def _recipes():
         ),
         "gemma3-with-images": lambda f: c.gemma_with_images(f),
         "gemma3-as-4": lambda f: c.gemma_of_transformers_4(f),
+        "qwen3.5": lambda f: c.hybrid(f),
+        "qwen3.5-tied-bf16": lambda f: c.hybrid(
+            f, torch.bfloat16, tie_word_embeddings=True, linear_num_key_heads=4, linear_value_head_dim=16
+        ),
+        "qwen3.5-wide": lambda f: c.hybrid(
+            f,
+            layer_types=None,
+            num_hidden_layers=5,
+            linear_num_key_heads=1,
+            linear_num_value_heads=6,
+            linear_key_head_dim=10,
+            linear_conv_kernel_dim=3,
+            attention_bias=True,
+        ),
+        "qwen3.5-with-images": lambda f: c.hybrid_with_images(f),
         "phi3": lambda f: c.dense(f, "Phi3"),
         "phi3-partial": lambda f: c.dense(f, "Phi3", hidden_size=128, partial_rotary_factor=0.75),
         "phi3-longrope": lambda f: c.dense(
@@ -308,6 +323,7 @@ NAMES = [
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
     *["gemma3", "gemma3-untied", "gemma3-as-4", "gemma3-with-images", "qwen3-moe", "qwen3-moe-mixed-bf16"],
     *["olmoe", "opt", "opt-350m", "opt-untied"],
+    *["qwen3.5", "qwen3.5-tied-bf16", "qwen3.5-wide", "qwen3.5-with-images"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
     *["gemma", "glm", "glm4", "mixtral"],
@@ -343,6 +359,8 @@ GREEDY = [
     "qwen3-moe",
     "opt",
     "opt-350m",
+    "qwen3.5",
+    "qwen3.5-wide",
 ]
 
 
@@ -354,7 +372,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     with Model.load(tmp_path) as m:
         session = m.session()
         logits, ids = session.feed(IDS), list(IDS)
-        for _ in range(32):
+        for _ in range(48):
             ids.append(int(logits.argmax()))
             logits = session.feed(ids[-1:])
     with torch.no_grad():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lutra.models import bitnet
+from lutra.models import bitnet, qwen3_5_text
 from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import (
     CancelledError,
@@ -28,6 +28,13 @@ def model():
         yield m
 
 
+@pytest.fixture(scope="module", params=[bitnet, qwen3_5_text], ids=lambda arch: arch.__name__.rpartition(".")[2])
+def any_model(request):
+    """One of each kind: that keeps all tokens, and that remembers some."""
+    with tiny.model(request.param, threads=2) as m:
+        yield m
+
+
 def greedy(session, first, n):
     """The n tokens that follow, and the last logits."""
     logits, found = session.feed(first), []
@@ -37,13 +44,13 @@ def greedy(session, first, n):
     return found, logits.copy()
 
 
-def test_sessions_at_once_give_what_each_gives_alone(model):
+def test_sessions_at_once_give_what_each_gives_alone(any_model):
     prompts = [IDS[i:] + IDS[:i] for i in range(6)]
-    alone = [greedy(model.session(), prompt, 20) for prompt in prompts]
+    alone = [greedy(any_model.session(), prompt, 20) for prompt in prompts]
     found = [None] * len(prompts)
 
     def work(i):
-        found[i] = greedy(model.session(), prompts[i], 20)
+        found[i] = greedy(any_model.session(), prompts[i], 20)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
     for thread in threads:
@@ -55,12 +62,12 @@ def test_sessions_at_once_give_what_each_gives_alone(model):
         np.testing.assert_array_equal(logits, expected)
 
 
-def test_fork_continues_identically_and_apart(model):
-    session = model.session()
+def test_fork_continues_identically_and_apart(any_model):
+    session = any_model.session()
     session.feed(IDS)
     fork = session.fork()
     assert fork.tokens == session.tokens
-    assert greedy(fork, [7], 10)[0] != greedy(model.session(), [7], 10)[0]
+    assert greedy(fork, [7], 10)[0] != greedy(any_model.session(), [7], 10)[0]
     fork = session.fork()
     expected = greedy(session, [7], 10)
     found = greedy(fork, [7], 10)
@@ -80,21 +87,21 @@ def test_rewind_continues_identically(model):
         session.rewind(100)
 
 
-def test_long_prompts_are_fed_in_steps(model):
+def test_long_prompts_are_fed_in_steps(any_model):
     ids = (IDS * 10)[:64]
-    small, large = model.session(), model.session()
-    assert model.plan.rows == 64
+    small, large = any_model.session(), any_model.session()
+    assert any_model.plan.rows == 64
     for token in ids:
         expected = small.feed([token])
     np.testing.assert_array_equal(large.feed(ids), expected)
-    np.testing.assert_array_equal(model.session().logits(ids)[-1], expected)
+    np.testing.assert_array_equal(any_model.session().logits(ids)[-1], expected)
 
 
-def test_save_and_load(model, tmp_path):
-    session, file = model.session(), tmp_path / "session"
+def test_save_and_load(any_model, tmp_path):
+    session, file = any_model.session(), tmp_path / "session"
     session.feed(IDS)
     session.save(file)
-    other = model.session()
+    other = any_model.session()
     other.feed([3])
     other.load(file)
     assert other.tokens == IDS

@@ -405,6 +405,9 @@ class _Bed:
     def _once(self, test: Test) -> _Run:
         session, feed = self.session, self.session.feed
         session.rewind(test.n_depth)
+        if missing := test.n_depth - len(session.tokens):  # recurrent layers go back further
+            self.profile.enter("depth")
+            feed(_tokens(self.m, test.n_depth)[-missing:])
         prompt, token = _tokens(self.m, test.n_prompt), _tokens(self.m, 1)
         self.profile.enter("prompt")
         began = time.perf_counter_ns()
@@ -492,7 +495,7 @@ class _Profile:
         firsts = [ops[0] for ops in plan.stages if plan.op_names[ops[0]].startswith("linear_") and last not in ops]
         self._stages = [i for i, ops in enumerate(plan.stages) if ops[0] in firsts]
         self.kernel = plan.kernels[firsts[0]]
-        self._ns = {phase: np.zeros(len(plan.stages), np.int64) for phase in ("prompt", "gen")}
+        self._ns = {phase: np.zeros(len(plan.stages), np.int64) for phase in ("depth", "prompt", "gen")}
         self._step = session._step
 
     def enter(self, phase: str) -> None:

@@ -133,7 +133,7 @@ class _End:
 class _Stop:
     """A matrix at which the texts meet, as ops.linear sees one. ``x @ weight.matrix.T`` is the meeting."""
 
-    codec, stack, chains, bias = formats.codec("f32"), (), (), None
+    codec, stack, chains, rotation, bias = formats.codec("f32"), (), (), None, None
     __array_ufunc__ = None  # so that numpy asks __rmatmul__
 
     def __init__(self, planned: Planned, crew: _Crew, visit: Callable[[str, list[np.ndarray]], list[np.ndarray]]):
@@ -150,15 +150,16 @@ class _Stop:
 
 
 class _Forgetful(State):
-    """A session that keeps the keys and values of the layer at work only."""
+    """A session that keeps what the layer at work has stored only: nothing of the texts is fed later."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kv = _Latest()
+        self.memory = _Latest()
 
 
-class _Latest(dict[int, tuple[np.ndarray, np.ndarray]]):
-    def __setitem__(self, key: int, value: tuple[np.ndarray, np.ndarray]) -> None:
+class _Latest(dict[int, Any]):
+    def __setitem__(self, key: int, value: Any) -> None:
         self.clear()
         super().__setitem__(key, value)
 

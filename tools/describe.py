@@ -18,7 +18,7 @@ from lutra.models.loaders.tensor import DTYPES
 from lutra.models.tokenizer import Tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats, memory
-from lutra.runtime.cache import position_bytes
+from lutra.runtime.cache import memory_bytes, position_bytes
 from lutra.runtime.errors import LutraError, ModelNotFoundError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 from lutra.runtime.model import architecture
@@ -229,7 +229,8 @@ def _about(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _memory(config: Any, nbytes: int, n_ctx: int | None, kv_type: str) -> Memory:
     n_ctx = config.n_ctx if n_ctx is None else n_ctx
-    cache = n_ctx * position_bytes(kv_type, config.layers, config.kv_heads, config.head_dim)
+    cache = n_ctx * position_bytes(kv_type, config.kv_layers, config.kv_heads, config.head_dim)
+    cache += memory_bytes(config.recurrent_floats)
     return Memory(n_ctx, kv_type, nbytes, cache, memory.available())
 
 
@@ -250,7 +251,7 @@ def _conventions(checkpoint: Checkpoint, config: Any, grouped: tuple[Weights, ..
 
 def _activations(format: str) -> str:
     codec = formats.codec(format)
-    if hasattr(codec, "chains") or hasattr(codec, "stack"):
+    if any(hasattr(codec, made) for made in ("chains", "stack", "rotation")):
         return f"what {format} is made of does"
     if codec.ACT_GROUP is None:
         return "floats"

@@ -209,6 +209,12 @@ def _tq1_0(b: Blocks) -> Coded:
     return Coded(codes.reshape(len(b), -1), d, np.ones_like(d), 256)
 
 
+def _ptq1_0(b: Blocks) -> Coded:
+    codes = np.concatenate([_trits(b[:, :, :16], 5), _trits(b[:, :, 16:24], 5), _trits(b[:, :, 24:26], 4)], axis=2)
+    d = _half(b, 26)
+    return Coded(codes.reshape(len(b), -1), d, np.ones_like(d), 128)
+
+
 def _tq2_0(b: Blocks) -> Coded:
     d = _half(b, 64)
     return Coded(_fields(b[:, :, :64], 2, 32), d, np.ones_like(d), 256)
@@ -278,11 +284,13 @@ TYPES = {
     41: Type("Q1_0", 128, 18, _q1_0, "b1g128"),
     42: Type("Q2_0", 64, 18, _q2_0, _ternary),
     43: Type("STQ1_0", 256, 42, _stq1_0, _ternary_at(40)),  # Tencent's
+    142: Type("PQ2_0", 128, 34, _q2_0, _ternary),
+    143: Type("PTQ1_0", 128, 28, _ptq1_0, _ternary_at(26)),
 }
 SHARED = {42: (Type("Q2_0", 128, 34, _q2_0, _ternary), TYPES[43])}  # PrismML's, and Tencent's earlier files'
 
 UNREADABLE = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
     21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M", 31: "Q4_0_4_4",
-    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "I2_S", 37: "I8_S", 38: "TL1", 40: "NVFP4", 142: "PQ2_0", 143: "PTQ1_0",
+    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "I2_S", 37: "I8_S", 38: "TL1", 40: "NVFP4",
 }  # fmt: skip

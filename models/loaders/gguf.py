@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lutra.models.loaders import ggml, gguf_names, gguf_tokenizer
+from lutra.models.loaders import ggml, gguf_names, gguf_tokenizer, prism
 from lutra.models.loaders.checkpoint import Checkpoint, Entry
 from lutra.models.loaders.mapped import MappedFile, first_bytes
 from lutra.models.loaders.tensor import BF16, DTYPES
@@ -61,8 +61,9 @@ def read(path: Path) -> Checkpoint:
         elif name in model.names:
             entries[model.names[name]] = tensor.entry(model.bitnet, factor)
     config = model.config(lambda name: tensors[name].floats())
+    notes = [*model.notes, *prism.rotate(metadata, model.names, entries, config)]
     tokenizer = partial(gguf_tokenizer.files, metadata)
-    return Checkpoint(path, "gguf", config, entries, tuple(files), notes=model.notes, tokenizer_files=tokenizer)
+    return Checkpoint(path, "gguf", config, entries, tuple(files), notes=notes, tokenizer_files=tokenizer)
 
 
 def _parts(path: Path) -> list[Path]:

@@ -46,7 +46,10 @@ LAYER = {
 
 @dataclass(frozen=True)
 class Arch:
-    """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names."""
+    """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names.
+
+    layer: by the stem of a layer's tensor, or by all of its name.
+    """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +61,19 @@ RELU2 = {"hidden_act": "relu2"}  # which files do not say
 POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
 MOE = "block_sparse_moe"
+QWEN35 = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
 ARCHS = {
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
@@ -89,6 +105,7 @@ ARCHS = {
     "smollm3": Arch("smollm3", NEIGHBOURS),
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
+    "qwen35": Arch("qwen3_5_text", QWEN35_AS_STORED, QWEN35),
 }
 MIXTRAL = Arch(  # which files call llama, too
     "mixtral",
@@ -130,6 +147,7 @@ HANDLED = {
     "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
+    "qwen35": {"nextn_predict_layers"},
 }
 SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
 
@@ -163,12 +181,15 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
     _refuse_changes(keys)
+    notes = [f"GGUF architecture {name}"]
+    if guessing := _guessing(keys):
+        notes.append("the model can guess several tokens at once: those layers are not read")
+        shapes = {tensor: shape for tensor, shape in shapes.items() if not tensor.startswith(guessing)}
     names, factors = _names(arch, shapes)
 
     def config(floats: Callable[[str], np.ndarray]) -> dict[str, Any]:
         return _config(arch, keys, shapes, floats)
 
-    notes = [f"GGUF architecture {name}"]
     return Model(names, factors, str(name).startswith("bitnet"), notes, config)
 
 
@@ -200,16 +221,19 @@ class _Keys:
 
 def _refuse_changes(keys: _Keys) -> None:
     """What would make another model of it."""
-    for key in keys.metadata:
-        if key.startswith("prism."):
-            raise UnsupportedModelError(
-                f"this GGUF file asks for {key!r:.80}, which lutra does not know",
-                "Its weights mean nothing without: use the model's release as safetensors.",
-            )
     for key, same in CHANGING.items():
         value = keys.get(key, same)
         if key not in HANDLED.get(keys.arch, ()) and value != same:
             raise UnsupportedModelError(f"lutra does not run GGUF models with {keys.arch}.{key} = {value!r:.40}")
+
+
+def _guessing(keys: _Keys) -> tuple[str, ...]:
+    """How names of the last layers' tensors begin, which are there for guessing tokens beyond the next."""
+    count = keys.size("nextn_predict_layers") if keys.get("nextn_predict_layers") else 0
+    layers = keys.size("block_count") if count else 0
+    if count and not count < layers < 10000:
+        raise CorruptModelError(f"the file says that {count} of {layers} layers guess", "Download it again.")
+    return tuple(f"blk.{i}." for i in range(layers - count, layers))
 
 
 def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
@@ -217,9 +241,12 @@ def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
     names, factors = {}, {}
     for name in shapes:
         stem, _, kind = name.rpartition(".")
+        whole = re.fullmatch(r"blk\.(\d{1,4})\.([\w.]+)", name)
         layer = re.fullmatch(r"blk\.(\d{1,4})\.(\w+)", stem)
         if kind == "scale" and f"{stem}.weight" in shapes:
             factors[f"{stem}.weight"] = name
+        elif whole and whole[2] in arch.layer:
+            names[name] = f"model.layers.{int(whole[1])}.{arch.layer[whole[2]]}"
         elif layer:
             own = arch.layer.get(layer[2]) or LAYER.get(layer[2], layer[2])
             names[name] = f"model.layers.{int(layer[1])}.{own}.{kind}"
@@ -237,7 +264,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     config = {
         "model_type": arch.model_type,
         "hidden_size": hidden,
-        "num_hidden_layers": keys.size("block_count"),
+        "num_hidden_layers": keys.size("block_count") - len(_guessing(keys)),
         "intermediate_size": keys.size("feed_forward_length"),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.size("attention.head_count_kv", heads),
@@ -264,6 +291,8 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _minicpm(keys, config)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
+    if keys.arch == "qwen35":
+        config |= _qwen35(keys)
     return config
 
 
@@ -301,6 +330,20 @@ def _granite(keys: _Keys, head_dim: int) -> dict[str, Any]:
         "residual_multiplier": keys.number("residual_scale", 0.0) or 1.0,
         "attention_multiplier": keys.number("attention.scale", 0.0) or head_dim**-0.5,
         "logits_scaling": keys.number("logit_scale"),
+    }
+
+
+def _qwen35(keys: _Keys) -> dict[str, Any]:
+    heads, columns = keys.size("ssm.time_step_rank"), keys.size("ssm.inner_size")
+    if columns % heads:
+        raise CorruptModelError(f"the file says that {heads} heads have {columns} columns", "Download it again.")
+    return {
+        "full_attention_interval": keys.size("full_attention_interval", 4),
+        "linear_conv_kernel_dim": keys.size("ssm.conv_kernel"),
+        "linear_num_key_heads": keys.size("ssm.group_count"),
+        "linear_num_value_heads": heads,
+        "linear_key_head_dim": keys.size("ssm.state_size"),
+        "linear_value_head_dim": columns // heads,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def read(path: Path) -> Checkpoint:
         source.kind = "lutra"
     else:
         take_text(source)
+        source.entries = {name: _matrix(entry) for name, entry in source.entries.items()}
         _decode(source, files)
         source.config = normalized(source.config, source.entries)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
@@ -61,6 +63,14 @@ def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:
             file.release()
 
     find_few_levels(source, release)
+
+
+def _matrix(entry: Entry) -> Entry:
+    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; others as they are."""
+    if len(entry.shape) != 3 or entry.shape[1] != 1:
+        return entry
+    shape = entry.shape[::2]
+    return replace(entry, shape=shape, read=lambda: entry.read().reshape(shape))  # type: ignore[union-attr]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Models of text and images, as Gemma 3's larger ones: the text model in them, which is whole without the rest.
+"""The text model in a checkpoint that holds more, which is whole without the rest.
 
-Their config.json has a ``text_config``, their tensors lie under "language_model.".
+Models of text and images, as Gemma 3's larger ones and Qwen3.5, have a ``text_config`` in their config.json, and their
+tensors lie under "language_model." Layers that guess several tokens at once, as Qwen3.5's, lie under "mtp.".
 """
 
 from __future__ import annotations
@@ -10,22 +11,38 @@ from lutra.runtime.errors import CorruptModelError
 
 __all__ = ["take_text"]
 
-TEXT = "language_model."
-IMAGES = ("vision_tower.", "multi_modal_projector.")
+TEXT = {"language_model.": "", "model.language_model.": "model."}  # how its tensors' names begin, there and alone
+IMAGES = ("vision_tower.", "multi_modal_projector.", "model.visual.")
+GUESSES = "mtp."
 SHARED = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings", "eos_token_id", "bos_token_id")
 
 
 def take_text(source: Source) -> None:
-    """Reduce such a source to its text model; any other stays as it is."""
+    """Reduce the source to its text model; one that is no more stays as it is."""
+    if _drop(source, (GUESSES,)):
+        source.notes.append("the model can guess several tokens at once: those layers are not read")
     text = source.config.get("text_config")
-    if text is None or not any(name.startswith(TEXT) for name in source.entries):
+    if text is None or not any(name.startswith(tuple(TEXT)) for name in source.entries):
         return
     if not isinstance(text, dict):
         raise CorruptModelError(f"config.json says text_config is {text!r:.80}, which is no table")
     whole = source.config
     shared = {key: whole[key] for key in SHARED if key in whole}
     source.config = {"model_type": f"{whole.get('model_type')}_text", **shared, **text}
-    source.entries = {
-        name.removeprefix(TEXT): entry for name, entry in source.entries.items() if not name.startswith(IMAGES)
-    }
+    _drop(source, IMAGES)
+    source.entries = {_alone(name): entry for name, entry in source.entries.items()}
     source.notes.append("the model sees images, too: only its text part is read")
+
+
+def _drop(source: Source, prefixes: tuple[str, ...]) -> bool:
+    """Forget the tensors whose names begin so; whether there were any."""
+    kept = {name: entry for name, entry in source.entries.items() if not name.startswith(prefixes)}
+    found = len(kept) < len(source.entries)
+    source.entries = kept
+    return found
+
+
+def _alone(name: str) -> str:
+    """The tensor's name in a model that has only text."""
+    prefix = next((prefix for prefix in TEXT if name.startswith(prefix)), None)
+    return name if prefix is None else TEXT[prefix] + name.removeprefix(prefix)

@@ -12,8 +12,8 @@ A format has
 - ``pack(matrix)``: the parts of a matrix, as a dict of arrays;
 - ``unpack(rows, cols, parts)``: the matrix again, Coded or float32: what the numpy reference uses;
 - ``accepts(matrix)``: whether ``pack`` loses nothing;
-- ``chains(packed)`` or ``stack(packed)``, if it has no kernels of its own: products of matrices in other formats, or
-  such matrices one above the other;
+- ``chains(packed)``, ``stack(packed)`` or ``rotation(packed)``, if it has no kernels of its own: products of matrices
+  in other formats, such matrices one above the other, or one behind a rotation;
 - ``experts(packed)``, if it is one matrix for each expert.
 
 A module either is a format, or has ``variant(suffix)`` that makes one, and ``TYPICAL``, the name of one: "q4g128" is
@@ -42,12 +42,14 @@ __all__ = [
     "Nested",
     "Packed",
     "Planes",
+    "Rotated",
     "Stacked",
     "codec",
     "names",
     "pack",
     "ternary",
     "to_float32",
+    "walsh_hadamard",
 ]
 
 
@@ -248,7 +250,41 @@ class Stacked:
         return to_float32(self)[rows]
 
 
-Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """A matrix behind a rotation of what it meets: W x = M walsh_hadamard(signs * x[order]).
+
+    matrix: M, of any kind. signs: float32 [in], 1 and -1. order: int32 [in], or None: as they are.
+    """
+
+    matrix: Any
+    signs: np.ndarray
+    block: int
+    order: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.matrix.shape  # type: ignore[no-any-return]
+
+    def __getitem__(self, rows: Any) -> Rotated:
+        return replace(self, matrix=self.matrix[rows])
+
+
+def walsh_hadamard(x: np.ndarray, block: int) -> np.ndarray:
+    """Runs of ``block`` columns, each times the Walsh-Hadamard matrix of that size in Sylvester's order, over its root.
+
+    Its own inverse. block: a power of two.
+    """
+    y, step = x, 1
+    while step < block:
+        pairs = y.reshape(-1, 2, step)
+        y = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        step *= 2
+    return y.reshape(x.shape) * x.dtype.type(block**-0.5)
+
+
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | Rotated
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -267,6 +303,9 @@ def to_float32(x: Matrix) -> np.ndarray:
         return x.looked_up * x.scale[:, np.arange(x.shape[1]) // x.group]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
+    if isinstance(x, Rotated):
+        values = walsh_hadamard(to_float32(x.matrix), x.block) * x.signs
+        return values if x.order is None else values[:, np.argsort(x.order)]
     if isinstance(x, Stacked):
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):
@@ -339,6 +378,11 @@ class Packed:
     def stack(self) -> list[Packed]:
         """The matrices that lie one above the other, for a format that is made of such; [] for any other."""
         return self.codec.stack(self) if hasattr(self.codec, "stack") else []
+
+    @cached_property
+    def rotation(self) -> tuple[np.ndarray, np.ndarray | None, Packed] | None:
+        """Signs, order and what is behind them, for a format of rotated matrices; None for any other."""
+        return self.codec.rotation(self) if hasattr(self.codec, "rotation") else None
 
     @cached_property
     def experts(self) -> list[Packed]:
