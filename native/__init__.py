@@ -14,7 +14,19 @@ import numpy as np
 from lutra.native import _api
 from lutra.runtime.errors import CancelledError, LutraError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "kernels", "top_k"]
+__all__ = [
+    "Arg",
+    "Engine",
+    "Field",
+    "Op",
+    "Plan",
+    "cpu_features",
+    "kernels",
+    "pack_codes",
+    "pack_trits",
+    "top_k",
+    "unpack_fields",
+]
 
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
@@ -116,6 +128,50 @@ def top_k(x: np.ndarray, k: int) -> np.ndarray:
     if lib.lt_top_k(_pointer("float *", x), len(x), k, _pointer("int32_t *", index)):
         raise ValueError(f"cannot take the {k} largest of {len(x)}")
     return index
+
+
+def pack_codes(codes: np.ndarray, bits: int, chunk: int, add: int = 0) -> np.ndarray:
+    """Codes [rows, cols] of a byte each, plus ``add`` modulo 256, as runtime/formats/_uniform.py lays them out.
+
+    uint8 [blocks, chunks * bits * chunk * 2]. ValueError for codes of more bits.
+    """
+    codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
+    data = np.empty((-(-rows // 16), -(-cols // chunk) * bits * chunk * 2), np.uint8)
+    if lib.lt_pack_codes(_pointer("uint8_t *", codes), rows, cols, add, bits, chunk, _pointer("uint8_t *", data)):
+        raise ValueError(f"codes that {bits} bits do not hold")
+    return data
+
+
+def pack_trits(codes: np.ndarray) -> np.ndarray:
+    """Ternary codes int8 [rows, cols] as runtime/formats/t5.py lays them out; ValueError for any other."""
+    codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
+    data = np.empty((-(-rows // 16), -(-cols // 20) * 64), np.uint8)
+    if lib.lt_pack_trits(_pointer("int8_t *", codes), rows, cols, _pointer("uint8_t *", data)):
+        raise ValueError("codes that are not ternary")
+    return data
+
+
+@dataclass(frozen=True)
+class Field:
+    """``lt_field``: where some bits of every code of a block lie."""
+
+    begin: int
+    count: int
+    width: int
+    shift: int = 0
+    run: int = 1
+
+
+def unpack_fields(blocks: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+    """The codes of blocks uint8 [n, bytes]: uint8 [n, columns]. ValueError for fields that blocks cannot have."""
+    blocks, (n, nbytes) = np.ascontiguousarray(blocks), blocks.shape
+    columns = fields[0].count * 8 // fields[0].width
+    codes = np.empty((n, columns), np.uint8)
+    table = ffi.new("lt_field[]", [(f.begin, f.count, f.width, f.shift, f.run) for f in fields])
+    source, target = _pointer("uint8_t *", blocks), _pointer("uint8_t *", codes)
+    if lib.lt_unpack_fields(source, n, nbytes, table, len(fields), columns, target):
+        raise ValueError(f"blocks of {nbytes} bytes do not have {fields}")
+    return codes
 
 
 def _pointer(kind: str, array: np.ndarray) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lutra.models.tokenizer import Tokenizer, load_tokenizer
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Matrix
+from lutra.runtime.formats import Matrix, Unread
 
 __all__ = ["Checkpoint", "Entry", "Source", "modules_with"]
 
@@ -23,11 +23,13 @@ class Entry:
 
     dtype: a name of ``tensor.DTYPES``; or, of a matrix that ``read`` gives as no array but Coded and the like, the
         format of ours that holds it exactly, "ternary" for any of those for ternary matrices.
+    part: what ``read`` gives of the rows from one to before another, made without the others; None if that takes all.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], Matrix]
+    part: Callable[[int, int], Matrix] | None = None
 
 
 @dataclass
@@ -114,6 +116,13 @@ class Checkpoint:
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """
         return self._entries[name].read()
+
+    def unread(self, name: str) -> Matrix:
+        """The same tensor, but, where that can be, none of it read yet: ``Unread``. Raises as tensor() does, later."""
+        entry = self._entries[name]
+        if entry.part is None or len(entry.shape) != 2:
+            return entry.read()
+        return Unread((entry.shape[0], entry.shape[1]), entry.part)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read anew at every call. Raises as load_tokenizer()."""

@@ -23,6 +23,7 @@ q4's variant "g128".
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, reduce
 from importlib import import_module
@@ -43,6 +44,7 @@ __all__ = [
     "Packed",
     "Planes",
     "Stacked",
+    "Unread",
     "codec",
     "names",
     "pack",
@@ -248,7 +250,19 @@ class Stacked:
         return to_float32(self)[rows]
 
 
-Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A matrix that is read a few rows at a time: x[begin:end] is a matrix of another kind. read: (begin, end) to it."""
+
+    shape: tuple[int, int]
+    read: Callable[[int, int], Any]
+
+    def __getitem__(self, rows: slice) -> Any:
+        begin, end, _ = rows.indices(self.shape[0])
+        return self.read(begin, end)
+
+
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | Unread
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -267,6 +281,8 @@ def to_float32(x: Matrix) -> np.ndarray:
         return x.looked_up * x.scale[:, np.arange(x.shape[1]) // x.group]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
+    if isinstance(x, Unread):
+        return to_float32(x[:])
     if isinstance(x, Stacked):
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):

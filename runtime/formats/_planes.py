@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Matrix, Planes
-from lutra.runtime.formats._uniform import CHUNK, ROWS, Uniform, by_block, by_row
+from lutra.runtime.formats._blocks import ROWS, by_block, by_row
+from lutra.runtime.formats._uniform import CHUNK, Uniform
 
 _ONE_PLANE = Uniform("b1", 1)
 
