@@ -4,68 +4,94 @@
 
 #include "api.h"
 
-enum { ROWS = 16, BYTES = 4, DIGITS = 5, MAX_STEPS = 8 };
+#define LT_INLINE static inline __attribute__((always_inline))
 
-/* 16 rows' codes from `column` on in steps of four columns: [steps][16]. Beyond the matrix they are `pad`. */
-static void load(const uint8_t *codes, int64_t rows, int64_t cols, int64_t column, int32_t steps, uint8_t pad,
-                 uint32_t to[][ROWS]) {
-    uint8_t edge[ROWS * MAX_STEPS * BYTES];
-    const int64_t width = steps * BYTES;
-    const uint8_t *from = codes + column;
-    int64_t stride = cols;
-    if (rows < ROWS || cols - column < width) {
-        const int64_t left = cols - column < width ? cols - column : width;
-        memset(edge, pad, sizeof edge);
-        for (int32_t r = 0; r < ROWS && r < rows; r++) memcpy(edge + r * width, from + r * cols, (size_t)left);
-        from = edge;
-        stride = width;
-    }
-    for (int32_t r = 0; r < ROWS; r++)
-        for (int32_t s = 0; s < steps; s++) memcpy(&to[s][r], from + r * stride + s * BYTES, BYTES);
+enum { ROWS = 16, BYTES = 4, DIGITS = 5, MAX_COLUMNS = 32 };
+
+static const uint64_t ONES = 0x0101010101010101u; /* times a byte: that byte eight times */
+
+/* 16 rows of codes, `*stride` apart, from `column` on: in the matrix, or, at its edges, copied between bytes of `pad`. */
+static const uint8_t *rows_of(const uint8_t *codes, int64_t rows, int64_t cols, int64_t column, int32_t columns,
+                              uint8_t pad, uint8_t *edge, int64_t *stride) {
+    *stride = cols;
+    if (rows >= ROWS && cols - column >= columns) return codes + column;
+    const int64_t left = cols - column < columns ? cols - column : columns;
+    memset(edge, pad, (size_t)(ROWS * columns));
+    for (int32_t r = 0; r < ROWS && r < rows; r++) memcpy(edge + r * columns, codes + r * cols + column, (size_t)left);
+    *stride = columns;
+    return edge;
 }
 
-/* One plane of a chunk: `width` bits of every code from `shift` up, as many steps to a vector as fit in its bytes. */
-static void pack_plane(uint32_t step[][ROWS], int32_t steps, int32_t width, int32_t shift, uint8_t *to) {
-    const uint32_t mask = 0x01010101u * ((1u << width) - 1);
-    const int32_t each = 8 / width;
-    for (int32_t v = 0; v < steps / each; v++) {
-        uint32_t vector[ROWS] = {0};
-        for (int32_t f = 0; f < each; f++)
-            for (int32_t r = 0; r < ROWS; r++) vector[r] |= (step[v * each + f][r] >> shift & mask) << width * f;
-        memcpy(to + v * sizeof vector, vector, sizeof vector);
+/* Up to 32 codes of a row, as bytes and as pairs of steps of four columns. */
+typedef uint8_t codes_of_row __attribute__((vector_size(MAX_COLUMNS)));
+typedef uint64_t pairs_of_row __attribute__((vector_size(MAX_COLUMNS)));
+
+/* A row's part of one plane of a chunk: `width` bits of every code from `shift` up, as many steps to a word as fit in
+ * its bytes. Words are a vector apart. */
+LT_INLINE void pack_plane(const codes_of_row *codes, int32_t pairs, int32_t width, int32_t shift, uint8_t *to) {
+    const pairs_of_row fields = (pairs_of_row)*codes >> shift & ONES * ((1u << width) - 1);
+    const pairs_of_row joined = fields | fields >> (32 - width);
+    const int32_t each = 4 / width; /* pairs in a word */
+    for (int32_t p = 0; p < pairs; p += each, to += ROWS * BYTES) {
+        uint32_t word = 0;
+        for (int32_t f = 0; f < each; f++) word |= (uint32_t)joined[p + f] << 2 * width * f;
+        memcpy(to, &word, sizeof word);
+    }
+}
+
+/* A chunk of 16 rows; adds the bits that any code has to those seen. */
+LT_INLINE void pack_chunk(const uint8_t *from, int64_t stride, uint8_t add, int32_t bits, int32_t columns,
+                          codes_of_row *seen, uint8_t *to) {
+    const int32_t low = bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+    for (int32_t r = 0; r < ROWS; r++, from += stride, to += BYTES) {
+        codes_of_row codes = {0};
+        memcpy(&codes, from, (size_t)columns);
+        codes += add;
+        *seen |= codes;
+        pack_plane(&codes, columns / 8, low, 0, to);
+        if (bits > low) pack_plane(&codes, columns / 8, bits - low, low, to + low * columns / 32 * ROWS * BYTES);
     }
 }
 
 int32_t lt_pack_codes(const uint8_t *codes, int64_t rows, int64_t cols, uint8_t add, int32_t bits, int32_t chunk,
                       uint8_t *data) {
-    const int32_t low = bits >= 4 ? 4 : bits >= 2 ? 2 : 1, high = bits - low, steps = chunk / BYTES;
-    if (bits < 1 || bits > 8 || bits == 7 || (chunk != 16 && chunk != 32) || bits * steps % 8 || low * steps % 8)
-        return LT_BAD_ARGUMENT;
-    uint32_t seen = 0;
+    codes_of_row seen = {0};
     for (int64_t row = 0; row < rows; row += ROWS)
-        for (int64_t column = 0; column < cols; column += chunk, data += bits * steps * 8) {
-            uint32_t step[MAX_STEPS][ROWS];
-            load(codes + row * cols, rows - row, cols, column, steps, (uint8_t)-add, step);
-            for (int32_t s = 0; s < steps; s++) {
-                uint8_t *code = (uint8_t *)step[s];
-                for (int32_t i = 0; i < ROWS * BYTES; i++) code[i] = (uint8_t)(code[i] + add);
-                for (int32_t r = 0; r < ROWS; r++) seen |= step[s][r];
+        for (int64_t column = 0; column < cols; column += chunk, data += bits * chunk * 2) {
+            uint8_t edge[ROWS * MAX_COLUMNS];
+            int64_t stride;
+            const uint8_t *from =
+                rows_of(codes + row * cols, rows - row, cols, column, chunk, (uint8_t)-add, edge, &stride);
+            switch (bits << 8 | chunk) { /* loops of known lengths are several times as fast */
+                case 1 << 8 | 32: pack_chunk(from, stride, add, 1, 32, &seen, data); break;
+                case 2 << 8 | 32: pack_chunk(from, stride, add, 2, 32, &seen, data); break;
+                case 2 << 8 | 16: pack_chunk(from, stride, add, 2, 16, &seen, data); break;
+                case 3 << 8 | 32: pack_chunk(from, stride, add, 3, 32, &seen, data); break;
+                case 4 << 8 | 32: pack_chunk(from, stride, add, 4, 32, &seen, data); break;
+                case 4 << 8 | 16: pack_chunk(from, stride, add, 4, 16, &seen, data); break;
+                case 5 << 8 | 32: pack_chunk(from, stride, add, 5, 32, &seen, data); break;
+                case 6 << 8 | 32: pack_chunk(from, stride, add, 6, 32, &seen, data); break;
+                case 6 << 8 | 16: pack_chunk(from, stride, add, 6, 16, &seen, data); break;
+                case 8 << 8 | 32: pack_chunk(from, stride, add, 8, 32, &seen, data); break;
+                default: return LT_BAD_ARGUMENT;
             }
-            pack_plane(step, steps, low, 0, data);
-            if (high) pack_plane(step, steps, high, low, data + low * steps * 8);
         }
-    return (seen | seen >> 8 | seen >> 16 | seen >> 24) & 0xff & ~((1u << bits) - 1) ? LT_BAD_ARGUMENT : LT_OK;
+    uint8_t any = 0;
+    for (int32_t i = 0; i < MAX_COLUMNS; i++) any |= i < chunk ? seen[i] : 0;
+    return any >> bits ? LT_BAD_ARGUMENT : LT_OK;
 }
 
 int32_t lt_pack_trits(const int8_t *codes, int64_t rows, int64_t cols, uint8_t *data) {
     uint8_t wrong = 0;
     for (int64_t row = 0; row < rows; row += ROWS)
         for (int64_t column = 0; column < cols; column += DIGITS * BYTES, data += ROWS * BYTES) {
-            uint32_t step[DIGITS][ROWS];
-            uint8_t m[ROWS * BYTES] = {0}; /* the trits, each plus 1, as a number of base 3 */
-            load((const uint8_t *)codes + row * cols, rows - row, cols, column, DIGITS, 0, step);
+            uint8_t edge[ROWS * MAX_COLUMNS], m[ROWS * BYTES] = {0}; /* trits, each plus 1, as a number of base 3 */
+            int64_t stride;
+            const uint8_t *from = rows_of((const uint8_t *)codes + row * cols, rows - row, cols, column, DIGITS * BYTES,
+                                          0, edge, &stride);
             for (int32_t d = 0; d < DIGITS; d++) {
-                const uint8_t *code = (const uint8_t *)step[d];
+                uint8_t code[ROWS * BYTES];
+                for (int32_t r = 0; r < ROWS; r++) memcpy(code + r * BYTES, from + r * stride + d * BYTES, BYTES);
                 for (int32_t i = 0; i < ROWS * BYTES; i++) {
                     const uint8_t trit = (uint8_t)(code[i] + 1);
                     wrong |= trit > 2;
@@ -79,40 +105,56 @@ int32_t lt_pack_trits(const int8_t *codes, int64_t rows, int64_t cols, uint8_t *
 }
 
 /* A run of bytes holds first the codes in all their lowest bits, then those in the next, and so on. */
-static void take_runs(const uint8_t *from, const lt_field *f, uint8_t *codes) {
-    const uint64_t mask = 0x0101010101010101u * ((1u << f->width) - 1);
-    for (int32_t begin = 0; begin < f->count; begin += f->run)
-        for (int32_t k = 0; k < 8; k += f->width)
-            for (int32_t i = 0; i < f->run; i += 8, codes += 8) {
-                uint64_t word, before;
-                memcpy(&word, from + begin + i, 8);
-                memcpy(&before, codes, 8);
-                before |= (word >> k & mask) << f->shift;
-                memcpy(codes, &before, 8);
-            }
-}
-
-/* Runs of one byte: eight codes at a time, by a table of the codes in a byte. */
-static void take_bytes(const uint8_t *from, const lt_field *f, const uint64_t *table, uint8_t *codes) {
-    const int32_t each = 8 / f->width;
-    for (int32_t left = f->count; left > 0; left -= f->width, codes += 8) {
-        const int32_t n = left < f->width ? left : f->width;
-        uint64_t word = 0, before = 0;
-        for (int32_t j = 0; j < n; j++) word |= table[*from++] << 8 * each * j;
-        if (n == f->width) {
-            memcpy(&before, codes, 8);
-            before |= word << f->shift;
-            memcpy(codes, &before, 8);
-        } else
-            for (int32_t i = 0; i < each * n; i++) codes[i] |= (uint8_t)(word >> 8 * i << f->shift);
+LT_INLINE void take_runs(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, int32_t width,
+                         int32_t run, uint8_t *codes, int32_t columns) {
+    const uint64_t mask = ONES * ((1u << width) - 1);
+    for (int64_t b = 0; b < n_blocks; b++, block += nbytes, codes += columns) {
+        uint8_t *to = codes;
+        for (int32_t begin = f->begin; begin < f->begin + f->count; begin += run)
+            for (int32_t k = 0; k < 8; k += width, to += run)
+                for (int32_t i = 0; i < run; i += 8) {
+                    uint64_t word, before;
+                    memcpy(&word, block + begin + i, 8);
+                    memcpy(&before, to + i, 8);
+                    before |= (word >> k & mask) << f->shift;
+                    memcpy(to + i, &before, 8);
+                }
     }
 }
 
-static void fill_table(uint64_t *table, int32_t width) {
-    for (uint32_t byte = 0; byte < 256; byte++) {
-        table[byte] = 0;
-        for (int32_t k = 0; k < 8; k += width)
-            table[byte] |= (uint64_t)(byte >> k & ((1u << width) - 1)) << 8 * (k / width);
+/* Runs of one byte: eight codes at a time, by a table of the codes in a byte. */
+static void take_bytes(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, uint8_t *codes,
+                       int32_t columns) {
+    const int32_t width = f->width, each = 8 / width;
+    uint64_t table[256] = {0};
+    for (uint32_t byte = 0; byte < 256; byte++)
+        for (int32_t k = 0; k < each; k++)
+            table[byte] |= (uint64_t)(byte >> k * width & ((1u << width) - 1)) << (8 * k + f->shift);
+    for (int64_t b = 0; b < n_blocks; b++, block += nbytes, codes += columns) {
+        const uint8_t *from = block + f->begin;
+        const int32_t whole = f->count / width * width;
+        for (int32_t i = 0; i < whole; i += width) {
+            uint64_t word;
+            memcpy(&word, codes + i * each, 8);
+            for (int32_t j = 0; j < width; j++) word |= table[from[i + j]] << 8 * each * j;
+            memcpy(codes + i * each, &word, 8);
+        }
+        for (int32_t i = whole * each; i < columns; i++) codes[i] |= (uint8_t)(table[from[i / each]] >> 8 * (i % each));
+    }
+}
+
+static void take(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, uint8_t *codes,
+                 int32_t columns) {
+    switch (f->width << 8 | f->run) { /* loops of known lengths are several times as fast */
+        case 1 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 1, 32, codes, columns); break;
+        case 2 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 2, 32, codes, columns); break;
+        case 4 << 8 | 16: take_runs(block, n_blocks, nbytes, f, 4, 16, codes, columns); break;
+        case 4 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 4, 32, codes, columns); break;
+        case 4 << 8 | 64: take_runs(block, n_blocks, nbytes, f, 4, 64, codes, columns); break;
+        case 8 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 8, 32, codes, columns); break;
+        default:
+            if (f->run == 1) take_bytes(block, n_blocks, nbytes, f, codes, columns);
+            else take_runs(block, n_blocks, nbytes, f, f->width, f->run, codes, columns);
     }
 }
 
@@ -125,19 +167,9 @@ static int is_sound(const lt_field *f, int32_t nbytes, int32_t columns) {
 
 int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                          int32_t n_fields, int32_t columns, uint8_t *codes) {
-    uint64_t table[LT_MAX_FIELDS][256];
-    if (n_fields < 1 || n_fields > LT_MAX_FIELDS) return LT_BAD_ARGUMENT;
-    for (int32_t i = 0; i < n_fields; i++) {
+    for (int32_t i = 0; i < n_fields; i++)
         if (!is_sound(&fields[i], nbytes, columns)) return LT_BAD_ARGUMENT;
-        if (fields[i].run == 1) fill_table(table[i], fields[i].width);
-    }
-    for (int64_t b = 0; b < n_blocks; b++, blocks += nbytes, codes += columns) {
-        memset(codes, 0, (size_t)columns);
-        for (int32_t i = 0; i < n_fields; i++) {
-            const uint8_t *from = blocks + fields[i].begin;
-            if (fields[i].run == 1) take_bytes(from, &fields[i], table[i], codes);
-            else take_runs(from, &fields[i], codes);
-        }
-    }
+    memset(codes, 0, (size_t)(n_blocks * columns));
+    for (int32_t i = 0; i < n_fields; i++) take(blocks, n_blocks, nbytes, &fields[i], codes, columns);
     return LT_OK;
 }
