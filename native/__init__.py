@@ -130,25 +130,31 @@ def top_k(x: np.ndarray, k: int) -> np.ndarray:
     return index
 
 
-def pack_codes(codes: np.ndarray, bits: int, chunk: int, add: int = 0) -> np.ndarray:
+def pack_codes(codes: np.ndarray, bits: int, chunk: int, add: int, data: np.ndarray) -> None:
     """Codes [rows, cols] of a byte each, plus ``add`` modulo 256, as runtime/formats/_uniform.py lays them out.
 
-    uint8 [blocks, chunks * bits * chunk * 2]. ValueError for codes of more bits.
+    data: uint8 [blocks, chunks * bits * chunk * 2], to be filled. ValueError for codes of more bits.
     """
     codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
-    data = np.empty((-(-rows // 16), -(-cols // chunk) * bits * chunk * 2), np.uint8)
+    _require_room(data, (-(-rows // 16), -(-cols // chunk) * bits * chunk * 2))
     if lib.lt_pack_codes(_pointer("uint8_t *", codes), rows, cols, add, bits, chunk, _pointer("uint8_t *", data)):
         raise ValueError(f"codes that {bits} bits do not hold")
-    return data
 
 
-def pack_trits(codes: np.ndarray) -> np.ndarray:
-    """Ternary codes int8 [rows, cols] as runtime/formats/t5.py lays them out; ValueError for any other."""
+def pack_trits(codes: np.ndarray, data: np.ndarray) -> None:
+    """Ternary codes int8 [rows, cols] as runtime/formats/t5.py lays them out; ValueError for any other.
+
+    data: uint8 [blocks, groups * 64], to be filled.
+    """
     codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
-    data = np.empty((-(-rows // 16), -(-cols // 20) * 64), np.uint8)
+    _require_room(data, (-(-rows // 16), -(-cols // 20) * 64))
     if lib.lt_pack_trits(_pointer("int8_t *", codes), rows, cols, _pointer("uint8_t *", data)):
         raise ValueError("codes that are not ternary")
-    return data
+
+
+def _require_room(data: np.ndarray, shape: tuple[int, int]) -> None:
+    if data.shape != shape or data.dtype != np.uint8 or not data.flags.c_contiguous:
+        raise ValueError(f"{data.dtype} {data.shape} in place of uint8 {shape}")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _by_rows(matrix: Coded) -> Coded | None:
     """A matrix of codes 0..2 around 1 with a scale per row instead of per group; None if it has none such."""
     if matrix.codes.max() > 2:
         return None
-    signs = matrix.codes.view(np.int8) - np.int8(1)
+    signs = _signed(matrix.codes, 1)
     if (matrix.scale == matrix.scale[:, :1]).all():
         return Coded(signs, matrix.scale[:, :1])
     used = signs.reshape(len(signs), -1, matrix.group).any(axis=2)  # a block of zeros may have any scale
@@ -99,8 +99,8 @@ def _parts(blocks: Blocks) -> list[Blocks]:
 
 
 def _half(blocks: Blocks, at: int) -> np.ndarray:
-    """The float16 at that byte of every block: float32 [rows, blocks of a row]."""
-    return blocks.view("<f2")[:, :, at // 2].astype(np.float32)
+    """The float16 at that byte of every block: [rows, blocks of a row]."""
+    return blocks.view("<f2")[:, :, at // 2]
 
 
 def _all(scale: np.ndarray, zero: float) -> np.ndarray:
@@ -122,6 +122,13 @@ def _codes(b: Blocks, *fields: tuple[int, int, int, int]) -> np.ndarray:
     return native.unpack_fields(b.reshape(-1, b.shape[2]), known).reshape(len(b), -1)
 
 
+def _signed(codes: np.ndarray, middle: int) -> np.ndarray:
+    """The same array, counted from the middle."""
+    signed = codes.view(np.int8)
+    signed -= np.int8(middle)
+    return signed
+
+
 def _trits(data: np.ndarray, digits: int) -> np.ndarray:
     """Base-3 digits of bytes, which are fractions: uint8 [rows, blocks, columns]. First the first of all bytes."""
     shifted = data[:, :, None] * np.array([1, 3, 9, 27, 81][:digits], np.uint8)[:, None]  # modulo 256
@@ -131,7 +138,7 @@ def _trits(data: np.ndarray, digits: int) -> np.ndarray:
 
 def _q1_0(b: Blocks) -> Coded:
     d = _half(b, 0)
-    return Coded(_codes(b, (2, 16, 1, 1)), 2 * d, _all(d, 0.5), 128)
+    return Coded(_codes(b, (2, 16, 1, 1)), 2 * d.astype(np.float32), _all(d, 0.5), 128)
 
 
 def _q2_0(b: Blocks) -> Coded:
@@ -160,7 +167,7 @@ def _q5_1(b: Blocks) -> Nested:
 
 def _with_offsets(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> Nested:
     """Groups of 32 that each are a super-block."""
-    unit = np.stack([scale, offset])
+    unit = np.stack([scale, offset]).astype(np.float32)
     return Nested(codes, np.ones(unit.shape, np.int8), unit, 32, 32)
 
 
@@ -178,7 +185,7 @@ def _q3_k(b: Blocks) -> Nested:
     low = np.concatenate([b[:, :, 96:104] & 15, b[:, :, 96:104] >> 4], axis=2)
     high = np.concatenate([b[:, :, 104:108] >> np.uint8(shift) & 3 for shift in (0, 2, 4, 6)], axis=2)
     scale = (low | high << 4).view(np.int8) - np.int8(32)
-    return Nested(codes.view(np.int8) - np.int8(4), scale.reshape(1, len(b), -1), _half(b, 108)[None], 16, 256)
+    return Nested(_signed(codes, 4), scale.reshape(1, len(b), -1), _half(b, 108)[None].astype(np.float32), 16, 256)
 
 
 def _q4_k(b: Blocks) -> Nested:
@@ -192,12 +199,12 @@ def _q5_k(b: Blocks) -> Nested:
 def _q6_k(b: Blocks) -> Nested:
     codes = _codes(b, (0, 128, 4, 64), (128, 64, 2, 32))
     scale = np.ascontiguousarray(b[:, :, 192:208]).view(np.int8).reshape(1, len(b), -1)
-    return Nested(codes.view(np.int8) - np.int8(32), scale, _half(b, 208)[None], 16, 256)
+    return Nested(_signed(codes, 32), scale, _half(b, 208)[None].astype(np.float32), 16, 256)
 
 
 def _units(b: Blocks, at: int) -> np.ndarray:
     """Of scales, and of minima, which are taken off: float32 [2, rows, blocks]."""
-    return np.stack([_half(b, at), -_half(b, at + 2)])
+    return np.stack([_half(b, at), -_half(b, at + 2)]).astype(np.float32)
 
 
 def _six_bits(b: Blocks) -> np.ndarray:
@@ -238,7 +245,7 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     scale = data[-32:-28].copy().view("<f4")
     if codes.max() > 2 or not np.isfinite(scale).all():
         raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")
-    return Coded(codes.view(np.int8) - np.int8(1), np.broadcast_to(scale[:, None], (shape[0], 1)))
+    return Coded(_signed(codes, 1), np.broadcast_to(scale[:, None], (shape[0], 1)))
 
 
 # By ggml's number. Two layouts share the number of Q2_0: its blocks have 64 weights, or 128.

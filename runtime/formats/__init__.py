@@ -65,8 +65,8 @@ class BF16(np.ndarray):
 class Coded:
     """A matrix of small integers on grids: W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g], g = i // group.
 
-    codes: int8 or uint8 [out, in]. scale, zero: float32 [out, groups]; zero None: 0. group: columns that share a
-    scale, 0: all of a row.
+    codes: int8 or uint8 [out, in]. scale, zero: float32 or float16 [out, groups]; zero None: 0. group: columns that
+    share a scale, 0: all of a row.
     """
 
     codes: np.ndarray

@@ -10,40 +10,42 @@ from lutra.runtime.formats import Matrix
 from lutra.runtime.threads import in_pieces
 
 ROWS = 16
-AT_ONCE = 1 << 20  # elements packed together: few enough to stay in cache, enough for what calls of numpy cost
+AT_ONCE = 1 << 18  # elements packed together: few enough to stay in cache, enough for what calls of numpy cost
 
 Layout = dict[str, tuple[type, tuple[int, ...]]]
 Parts = dict[str, np.ndarray]
 
 
-def pack_by_rows(matrix: Matrix, layout: Layout, pack: Callable[[Matrix], Parts]) -> Parts:
-    """The parts of a matrix: ``pack`` makes those of some of its rows; it raises ValueError for what it cannot hold.
+def empty(layout: Layout) -> Parts:
+    """Parts to be filled."""
+    return {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout.items()}
 
-    A part whose dimensions are not all the rows' blocks or rows is the same for all of them.
-    """
-    parts: Parts = {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout.items()}
+
+def fill_by_rows(parts: Parts, matrix: Matrix, fill: Callable[[Parts, Matrix], None]) -> None:
+    """Call fill(those blocks of the parts, some rows of the matrix) for all of it. Parts: an element for each block."""
     rows, cols = matrix.shape
 
     def piece(some: slice) -> None:
         blocks = slice(some.start // ROWS, -(-some.stop // ROWS))
-        for name, part in pack(matrix[some]).items():
-            parts[name][blocks] = part
+        fill({name: part[blocks] for name, part in parts.items()}, matrix[some])
 
     in_pieces(piece, rows, max(1, AT_ONCE // max(cols, 1) // ROWS) * ROWS)
-    return parts
 
 
-def by_block(grid: np.ndarray, dtype: type = np.float16) -> np.ndarray:
-    """[rows, groups], or [n, rows, groups] whose values of a group lie together: [blocks, groups * n * 16] of a type."""
-    grids = grid if grid.ndim == 3 else grid[None]
-    count, rows, groups = grids.shape
-    whole, blocks = rows // ROWS, -(-rows // ROWS)
-    found = np.zeros((blocks, groups, count, ROWS), dtype)
-    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite
-        found[:whole] = grids[:, : whole * ROWS].reshape(count, whole, ROWS, groups).transpose(1, 3, 0, 2)
-        if whole < blocks:
-            found[whole, :, :, : rows - whole * ROWS] = grids[:, whole * ROWS :].transpose(2, 0, 1)
-    return found.reshape(blocks, -1)
+def fill_grid(part: np.ndarray, *grids: np.ndarray) -> None:
+    """[rows, groups] to [blocks, groups * 16]; of several grids, the values of a group lie one behind the other.
+
+    ValueError for numbers that are not finite, or that the part's type does not hold.
+    """
+    rows, groups = grids[0].shape
+    whole = rows // ROWS
+    found = part.reshape(len(part), groups, len(grids), ROWS)
+    with np.errstate(over="ignore"):
+        for i, grid in enumerate(grids):
+            found[:whole, :, i] = grid[: whole * ROWS].reshape(whole, ROWS, groups).swapaxes(1, 2)
+            found[whole:, :, i, : rows % ROWS] = grid[whole * ROWS :].T
+    if not np.isfinite(part).all():
+        raise ValueError(f"scales beyond {part.dtype}'s range")
 
 
 def by_row(grid: np.ndarray, rows: int) -> np.ndarray:

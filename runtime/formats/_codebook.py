@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Codebook, Matrix, to_float32
-from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_block, by_row, pack_by_rows
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 from lutra.runtime.formats._uniform import Uniform
 
 
@@ -88,18 +88,17 @@ class Values:
 
     def pack(self, matrix: Matrix) -> Parts:
         """The parts of a matrix: codes as they are, floats rounded to the nearest value; ValueError for others."""
-        parts = pack_by_rows(matrix, self.layout(*matrix.shape), self._pack)
+        parts = empty(self.layout(*matrix.shape))
         parts["table"][:], parts["digits"][:] = self._tables()
+        fill_by_rows({name: parts[name] for name in ("data", "scale")}, matrix, self._fill)
         return parts
 
-    def _pack(self, matrix: Matrix) -> Parts:
+    def _fill(self, parts: Parts, matrix: Matrix) -> None:
         book = matrix if isinstance(matrix, Codebook) else self._nearest(to_float32(matrix))
         if not self._same(book):
             raise ValueError("another codebook")
-        scale = by_block(book.scale if book.own is None else np.stack([book.scale, book.own]))
-        if not np.isfinite(scale).all():
-            raise ValueError("scales beyond float16's range")
-        return {"data": self._codes.pack_codes(book.codes), "scale": scale}
+        self._codes.pack_codes(book.codes, parts["data"])
+        fill_grid(parts["scale"], book.scale, *([] if book.own is None else [book.own]))
 
     def _nearest(self, floats: np.ndarray) -> Codebook:
         """Every float's nearest value, when the largest of a group meets the largest value.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Matrix, Nested
-from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_block, by_row, pack_by_rows
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 from lutra.runtime.formats._uniform import Uniform
 
 # What kernels there are for: bits, columns of a group, whether it has offsets.
@@ -68,13 +68,16 @@ class NestedGrids:
 
     def pack(self, matrix: Matrix) -> Parts:
         """The parts of such a matrix; ValueError for any other."""
-        return pack_by_rows(matrix, self.layout(*matrix.shape), self._pack)
+        parts = empty(self.layout(*matrix.shape))
+        fill_by_rows(parts, matrix, self._fill)
+        return parts
 
-    def _pack(self, matrix: Matrix) -> Parts:
+    def _fill(self, parts: Parts, matrix: Matrix) -> None:
         if not isinstance(matrix, Nested) or not self._fits(matrix):
             raise ValueError("not the integers on nested grids that this format stores")
-        data = self._codes.pack_codes(matrix.codes, -self._low)
-        return {"data": data, "scale": by_block(matrix.scale, np.int8), "unit": by_block(matrix.unit)}
+        self._codes.pack_codes(matrix.codes, parts["data"], -self._low)
+        fill_grid(parts["scale"], *matrix.scale)
+        fill_grid(parts["unit"], *matrix.unit)
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Nested:
         """The matrix these parts store. Every byte means something: none is invalid."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from lutra import native
 from lutra.runtime.formats import Coded, Matrix, to_float32
-from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_block, by_row, pack_by_rows
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 
 BYTES, CHUNK = 4, 32
 PER_ROW = 128  # columns that share an activation scale where a row of weights has one scale
@@ -98,23 +98,19 @@ class Uniform:
 
         ValueError for integers that the format cannot hold.
         """
-        zeros: set[float] = set()
+        parts = empty(self.layout(*matrix.shape))
+        zeros: set[float] = set()  # of the pieces
 
-        def some(rows: Matrix) -> Parts:
-            known = isinstance(rows, Coded)
-            codes, add, scale, zero = self._fit(rows if known else self._round(to_float32(rows)))
-            parts = {"data": self.pack_codes(codes, add), "scale": by_block(scale, dtypes["scale"])}
+        def fill(some: Parts, rows: Matrix) -> None:
+            codes, add, scale, zero = self._fit(rows if isinstance(rows, Coded) else self._round(to_float32(rows)))
+            self.pack_codes(codes, some["data"], add)
+            fill_grid(some["scale"], scale)
             if self.zeros:
-                parts["zero"] = by_block(zero)
+                fill_grid(some["zero"], zero)
             else:
                 zeros.add(zero[0])
-            if not all(np.isfinite(parts[name]).all() for name in parts if name != "data"):
-                raise ValueError("scales beyond float16's range")
-            return parts
 
-        layout = self.layout(*matrix.shape)
-        dtypes = {name: dtype for name, (dtype, _) in layout.items()}
-        parts = pack_by_rows(matrix, layout, some)
+        fill_by_rows({name: part for name, part in parts.items() if name != "zero" or self.zeros}, matrix, fill)
         if len(zeros) > 1:
             raise ValueError("zeros that differ")
         if zeros:
@@ -147,12 +143,12 @@ class Uniform:
         scale = 2 * np.abs(groups).sum(axis=2) / counts.astype(np.float32)
         return scale, np.full_like(scale, 0.5)
 
-    def pack_codes(self, codes: np.ndarray, add: int = 0) -> np.ndarray:
-        """The data of codes [rows, cols], a byte each, plus ``add``: uint8 [blocks, chunks * bits * 64].
+    def pack_codes(self, codes: np.ndarray, data: np.ndarray, add: int = 0) -> None:
+        """Codes [rows, cols], a byte each, plus ``add``, to data: uint8 [blocks, chunks * bits * 64].
 
         ValueError for codes of more bits.
         """
-        return native.pack_codes(codes, self.bits, self.chunk, int(add))
+        native.pack_codes(codes, self.bits, self.chunk, int(add), data)
 
     @property
     def planes(self) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ import numpy as np
 from lutra import native
 from lutra.runtime.errors import UnsupportedModelError
 from lutra.runtime.formats import Coded, Matrix
-from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_block, pack_by_rows
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, empty, fill_by_rows, fill_grid
 
 BYTES, DIGITS = 4, 5
 GROUP = BYTES * DIGITS
@@ -40,27 +40,26 @@ def layout(rows: int, cols: int) -> Layout:
 
 def accepts(matrix: object) -> bool:
     """Whether the matrix is ternary."""
-    return is_by_row(matrix) and bool(np.all(np.abs(matrix.codes) <= 1))
+    return _is_by_row(matrix) and bool(np.all(np.abs(matrix.codes) <= 1))
 
 
-def is_by_row(matrix: object) -> TypeGuard[Coded]:
+def _is_by_row(matrix: object) -> TypeGuard[Coded]:
     """Whether the matrix is integers around 0 with a scale per row."""
     return isinstance(matrix, Coded) and not matrix.group and matrix.zero is None and matrix.codes.dtype == np.int8
 
 
 def pack(matrix: Matrix) -> Parts:
     """The parts of a ternary matrix; ValueError for any other."""
-    rows, cols = matrix.shape
-    shapes = layout(rows, cols)
+    parts = empty(layout(*matrix.shape))
+    fill_by_rows({**parts, "scale": parts["scale"].reshape(-1, ROWS)}, matrix, _fill)
+    return parts
 
-    def some(part: Matrix) -> Parts:
-        if not is_by_row(part):
-            raise ValueError("t5 stores ternary matrices only")
-        return {"data": native.pack_trits(part.codes), "scale": by_block(part.scale, np.float32)}
 
-    by_blocks = {"data": shapes["data"], "scale": (np.float32, (-(-rows // ROWS), ROWS))}
-    parts = pack_by_rows(matrix, by_blocks, some)
-    return {**parts, "scale": parts["scale"].reshape(-1)}
+def _fill(parts: Parts, matrix: Matrix) -> None:
+    if not _is_by_row(matrix):
+        raise ValueError("t5 stores ternary matrices only")
+    native.pack_trits(matrix.codes, parts["data"])
+    fill_grid(parts["scale"], matrix.scale)
 
 
 def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:
