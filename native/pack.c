@@ -53,6 +53,9 @@ LT_INLINE void pack_chunk(const uint8_t *from, int64_t stride, uint8_t add, int3
     }
 }
 
+#define PACK_CHUNK(BITS, COLUMNS) \
+    case BITS << 8 | COLUMNS: pack_chunk(from, stride, add, BITS, COLUMNS, &seen, data); break
+
 int32_t lt_pack_codes(const uint8_t *codes, int64_t rows, int64_t cols, uint8_t add, int32_t bits, int32_t chunk,
                       uint8_t *data) {
     codes_of_row seen = {0};
@@ -63,16 +66,16 @@ int32_t lt_pack_codes(const uint8_t *codes, int64_t rows, int64_t cols, uint8_t 
             const uint8_t *from =
                 rows_of(codes + row * cols, rows - row, cols, column, chunk, (uint8_t)-add, edge, &stride);
             switch (bits << 8 | chunk) { /* loops of known lengths are several times as fast */
-                case 1 << 8 | 32: pack_chunk(from, stride, add, 1, 32, &seen, data); break;
-                case 2 << 8 | 32: pack_chunk(from, stride, add, 2, 32, &seen, data); break;
-                case 2 << 8 | 16: pack_chunk(from, stride, add, 2, 16, &seen, data); break;
-                case 3 << 8 | 32: pack_chunk(from, stride, add, 3, 32, &seen, data); break;
-                case 4 << 8 | 32: pack_chunk(from, stride, add, 4, 32, &seen, data); break;
-                case 4 << 8 | 16: pack_chunk(from, stride, add, 4, 16, &seen, data); break;
-                case 5 << 8 | 32: pack_chunk(from, stride, add, 5, 32, &seen, data); break;
-                case 6 << 8 | 32: pack_chunk(from, stride, add, 6, 32, &seen, data); break;
-                case 6 << 8 | 16: pack_chunk(from, stride, add, 6, 16, &seen, data); break;
-                case 8 << 8 | 32: pack_chunk(from, stride, add, 8, 32, &seen, data); break;
+                PACK_CHUNK(1, 32);
+                PACK_CHUNK(2, 32);
+                PACK_CHUNK(2, 16);
+                PACK_CHUNK(3, 32);
+                PACK_CHUNK(4, 32);
+                PACK_CHUNK(4, 16);
+                PACK_CHUNK(5, 32);
+                PACK_CHUNK(6, 32);
+                PACK_CHUNK(6, 16);
+                PACK_CHUNK(8, 32);
                 default: return LT_BAD_ARGUMENT;
             }
         }
@@ -104,18 +107,27 @@ int32_t lt_pack_trits(const int8_t *codes, int64_t rows, int64_t cols, uint8_t *
     return wrong ? LT_BAD_ARGUMENT : LT_OK;
 }
 
-/* A run of bytes holds first the codes in all their lowest bits, then those in the next, and so on. */
-LT_INLINE void take_runs(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, int32_t width,
-                         int32_t run, uint8_t *codes, int32_t columns) {
+/* Where blocks are, and the codes that they become. */
+typedef struct {
+    const uint8_t *blocks;
+    int64_t n;
+    int32_t nbytes, columns;
+    uint8_t *codes;
+} work;
+
+/* A run of bytes holds first the codes in all their lowest bits, then those in the next, and so on. The first field
+ * finds nothing in the codes. */
+LT_INLINE void take_runs(const work *w, const lt_field *f, int32_t width, int32_t run, int first) {
     const uint64_t mask = ONES * ((1u << width) - 1);
-    for (int64_t b = 0; b < n_blocks; b++, block += nbytes, codes += columns) {
-        uint8_t *to = codes;
-        for (int32_t begin = f->begin; begin < f->begin + f->count; begin += run)
+    for (int64_t b = 0; b < w->n; b++) {
+        const uint8_t *from = w->blocks + b * w->nbytes + f->begin, *end = from + f->count;
+        uint8_t *to = w->codes + b * w->columns;
+        for (; from < end; from += run)
             for (int32_t k = 0; k < 8; k += width, to += run)
                 for (int32_t i = 0; i < run; i += 8) {
-                    uint64_t word, before;
-                    memcpy(&word, block + begin + i, 8);
-                    memcpy(&before, to + i, 8);
+                    uint64_t word, before = 0;
+                    memcpy(&word, from + i, 8);
+                    if (!first) memcpy(&before, to + i, 8);
                     before |= (word >> k & mask) << f->shift;
                     memcpy(to + i, &before, 8);
                 }
@@ -123,38 +135,43 @@ LT_INLINE void take_runs(const uint8_t *block, int64_t n_blocks, int32_t nbytes,
 }
 
 /* Runs of one byte: eight codes at a time, by a table of the codes in a byte. */
-static void take_bytes(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, uint8_t *codes,
-                       int32_t columns) {
+static void take_bytes(const work *w, const lt_field *f, int first) {
     const int32_t width = f->width, each = 8 / width;
     uint64_t table[256] = {0};
     for (uint32_t byte = 0; byte < 256; byte++)
         for (int32_t k = 0; k < each; k++)
             table[byte] |= (uint64_t)(byte >> k * width & ((1u << width) - 1)) << (8 * k + f->shift);
-    for (int64_t b = 0; b < n_blocks; b++, block += nbytes, codes += columns) {
-        const uint8_t *from = block + f->begin;
-        const int32_t whole = f->count / width * width;
-        for (int32_t i = 0; i < whole; i += width) {
-            uint64_t word;
-            memcpy(&word, codes + i * each, 8);
-            for (int32_t j = 0; j < width; j++) word |= table[from[i + j]] << 8 * each * j;
-            memcpy(codes + i * each, &word, 8);
+    for (int64_t b = 0; b < w->n; b++) {
+        const uint8_t *from = w->blocks + b * w->nbytes + f->begin;
+        uint8_t *to = w->codes + b * w->columns;
+        for (int32_t left = f->count; left > 0; left -= width, from += width, to += 8) {
+            const size_t n = (size_t)(left < width ? left * each : 8);
+            uint64_t word = 0;
+            if (!first) memcpy(&word, to, n);
+            for (int32_t j = 0; j < width && j < left; j++) word |= table[from[j]] << 8 * each * j;
+            if (n == 8) memcpy(to, &word, 8);
+            else memcpy(to, &word, n);
         }
-        for (int32_t i = whole * each; i < columns; i++) codes[i] |= (uint8_t)(table[from[i / each]] >> 8 * (i % each));
     }
 }
 
-static void take(const uint8_t *block, int64_t n_blocks, int32_t nbytes, const lt_field *f, uint8_t *codes,
-                 int32_t columns) {
+#define TAKE_RUNS(WIDTH, RUN) \
+    case WIDTH << 8 | RUN: \
+        if (first) take_runs(w, f, WIDTH, RUN, 1); \
+        else take_runs(w, f, WIDTH, RUN, 0); \
+        break
+
+static void take(const work *w, const lt_field *f, int first) {
     switch (f->width << 8 | f->run) { /* loops of known lengths are several times as fast */
-        case 1 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 1, 32, codes, columns); break;
-        case 2 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 2, 32, codes, columns); break;
-        case 4 << 8 | 16: take_runs(block, n_blocks, nbytes, f, 4, 16, codes, columns); break;
-        case 4 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 4, 32, codes, columns); break;
-        case 4 << 8 | 64: take_runs(block, n_blocks, nbytes, f, 4, 64, codes, columns); break;
-        case 8 << 8 | 32: take_runs(block, n_blocks, nbytes, f, 8, 32, codes, columns); break;
+        TAKE_RUNS(1, 32);
+        TAKE_RUNS(2, 32);
+        TAKE_RUNS(4, 16);
+        TAKE_RUNS(4, 32);
+        TAKE_RUNS(4, 64);
+        TAKE_RUNS(8, 32);
         default:
-            if (f->run == 1) take_bytes(block, n_blocks, nbytes, f, codes, columns);
-            else take_runs(block, n_blocks, nbytes, f, f->width, f->run, codes, columns);
+            if (f->run == 1) take_bytes(w, f, first);
+            else take_runs(w, f, f->width, f->run, first);
     }
 }
 
@@ -167,9 +184,9 @@ static int is_sound(const lt_field *f, int32_t nbytes, int32_t columns) {
 
 int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                          int32_t n_fields, int32_t columns, uint8_t *codes) {
+    const work w = {blocks, n_blocks, nbytes, columns, codes};
     for (int32_t i = 0; i < n_fields; i++)
         if (!is_sound(&fields[i], nbytes, columns)) return LT_BAD_ARGUMENT;
-    memset(codes, 0, (size_t)(n_blocks * columns));
-    for (int32_t i = 0; i < n_fields; i++) take(blocks, n_blocks, nbytes, &fields[i], codes, columns);
+    for (int32_t i = 0; i < n_fields; i++) take(&w, &fields[i], i == 0);
     return LT_OK;
 }

@@ -16,6 +16,7 @@ from lutra import native
 from lutra.models.loaders.grids import is_half
 from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_float32
+from lutra.runtime.formats._blocks import is_finite
 
 __all__ = ["FLOATS", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
 
@@ -46,7 +47,7 @@ class Type:
         """The matrix, for the format that was told. CorruptModelError for scales that are no numbers."""
         matrix = self.matrix(blocks)
         scales: np.ndarray = getattr(matrix, "unit", getattr(matrix, "scale", None))  # type: ignore[assignment]
-        if not np.isfinite(scales).all():
+        if not is_finite(scales):
             raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
         if format == "ternary":
             assert isinstance(matrix, Coded)

@@ -10,7 +10,7 @@ from lutra.runtime.formats import Matrix
 from lutra.runtime.threads import in_pieces
 
 ROWS = 16
-AT_ONCE = 1 << 18  # elements packed together: few enough to stay in cache, enough for what calls of numpy cost
+AT_ONCE = 1 << 21  # elements packed together: few enough to stay in cache, enough for what calls of numpy cost
 
 Layout = dict[str, tuple[type, tuple[int, ...]]]
 Parts = dict[str, np.ndarray]
@@ -44,8 +44,15 @@ def fill_grid(part: np.ndarray, *grids: np.ndarray) -> None:
         for i, grid in enumerate(grids):
             found[:whole, :, i] = grid[: whole * ROWS].reshape(whole, ROWS, groups).swapaxes(1, 2)
             found[whole:, :, i, : rows % ROWS] = grid[whole * ROWS :].T
-    if not np.isfinite(part).all():
+    if not is_finite(part):
         raise ValueError(f"scales beyond {part.dtype}'s range")
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Whether all are finite numbers; of float16 by their bits, which is several times as fast as numpy's test."""
+    if x.dtype == np.float16:
+        return bool((x.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
+    return bool(np.isfinite(x).all())
 
 
 def by_row(grid: np.ndarray, rows: int) -> np.ndarray:
