@@ -23,13 +23,14 @@ class Entry:
 
     dtype: a name of ``tensor.DTYPES``; or, of a matrix that ``read`` gives as no array but Coded and the like, the
         format of ours that holds it exactly, "ternary" for any of those for ternary matrices.
-    part: what ``read`` gives of the rows from one to before another, made without the others; None if that takes all.
+    by_rows: gives a function that reads the rows from one to before another, without the others; None if that takes
+        all of them.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], Matrix]
-    part: Callable[[int, int], Matrix] | None = None
+    by_rows: Callable[[], Callable[[int, int], Matrix]] | None = None
 
 
 @dataclass
@@ -120,9 +121,9 @@ class Checkpoint:
     def unread(self, name: str) -> Matrix:
         """The same tensor, but, where that can be, none of it read yet: ``Unread``. Raises as tensor() does, later."""
         entry = self._entries[name]
-        if entry.part is None or len(entry.shape) != 2:
+        if entry.by_rows is None:
             return entry.read()
-        return Unread((entry.shape[0], entry.shape[1]), entry.part)
+        return Unread((entry.shape[0], entry.shape[1]), entry.by_rows())
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read anew at every call. Raises as load_tokenizer()."""

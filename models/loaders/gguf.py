@@ -183,7 +183,7 @@ class Tensor:
             return type.read(blocks()[begin:end], format)
 
         format = type.format_of(blocks())
-        return Entry(format, self.shape, lambda: part(0, shape[0]), part)
+        return Entry(format, self.shape, lambda: part(0, shape[0]), lambda: part)
 
     def _check(self, nbytes: int) -> None:
         if nbytes > self.nbytes:
