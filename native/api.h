@@ -95,8 +95,6 @@ typedef struct lt_field {
     int32_t run; /* 1, or a multiple of 8 */
 } lt_field;
 
-enum { LT_MAX_FIELDS = 4 };
-
 /* The codes of blocks of `nbytes`: [n_blocks][columns]. LT_BAD_ARGUMENT for fields that are not as said above. */
 int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                          int32_t n_fields, int32_t columns, uint8_t *codes);

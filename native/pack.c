@@ -59,6 +59,7 @@ LT_INLINE void pack_chunk(const uint8_t *from, int64_t stride, uint8_t add, int3
 int32_t lt_pack_codes(const uint8_t *codes, int64_t rows, int64_t cols, uint8_t add, int32_t bits, int32_t chunk,
                       uint8_t *data) {
     codes_of_row seen = {0};
+    if (chunk < 1 || chunk > MAX_COLUMNS) return LT_BAD_ARGUMENT;
     for (int64_t row = 0; row < rows; row += ROWS)
         for (int64_t column = 0; column < cols; column += chunk, data += bits * chunk * 2) {
             uint8_t edge[ROWS * MAX_COLUMNS];

@@ -73,6 +73,7 @@ def agrees(path: Path, reference: Any, most: float = 0.03) -> set[str]:
                 if checkpoint.config.get("norm_offset") == 0 and name.endswith("norm.weight"):
                     expected = expected + 1
                 np.testing.assert_array_equal(to_float32(checkpoint.tensor(name)), expected, err_msg=name)
+                np.testing.assert_array_equal(to_float32(checkpoint.unread(name)[3:21]), expected[3:21], err_msg=name)
         found = {checkpoint.dtype(name) for name in checkpoint.names() if len(checkpoint.shape(name)) == 2}
     with torch.no_grad():
         expected = reference(torch.tensor([IDS])).logits[0].numpy()

@@ -179,10 +179,11 @@ class Tensor:
         def blocks() -> np.ndarray:
             return self.file.array(self.offset, np.dtype("u1"), shape)
 
+        format = type.format_of(blocks())
+
         def part(begin: int, end: int) -> Matrix:
             return type.read(blocks()[begin:end], format)
 
-        format = type.format_of(blocks())
         return Entry(format, self.shape, lambda: part(0, shape[0]), lambda: part)
 
     def _check(self, nbytes: int) -> None:

@@ -252,7 +252,7 @@ class Stacked:
 
 @dataclass(frozen=True, eq=False)
 class Unread:
-    """A matrix that is read a few rows at a time: x[begin:end] is a matrix of another kind. read: (begin, end) to it."""
+    """A matrix that is read a few rows at a time: x[begin:end] is one of another kind. read: (begin, end) to that."""
 
     shape: tuple[int, int]
     read: Callable[[int, int], Any]

@@ -103,7 +103,7 @@ class Uniform:
 
         def fill(some: Parts, rows: Matrix) -> None:
             codes, add, scale, zero = self._fit(rows if isinstance(rows, Coded) else self._round(to_float32(rows)))
-            self.pack_codes(codes, some["data"], add)
+            self.pack_codes(codes, some["data"], int(add))
             fill_grid(some["scale"], scale)
             if self.zeros:
                 fill_grid(some["zero"], zero)
@@ -148,7 +148,7 @@ class Uniform:
 
         ValueError for codes of more bits.
         """
-        native.pack_codes(codes, self.bits, self.chunk, int(add), data)
+        native.pack_codes(codes, self.bits, self.chunk, add, data)
 
     @property
     def planes(self) -> list[tuple[int, int]]:

@@ -42,7 +42,7 @@ class Rows:
 
         def piece(rows: slice) -> None:  # a vocabulary is large
             some = matrix[rows]
-            if self.accepts(some):
+            if isinstance(some, Coded) and self.accepts(some):
                 data[rows], scale[rows] = some.codes, some.scale
                 return
             values = to_float32(some)
