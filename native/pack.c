@@ -120,59 +120,70 @@ typedef struct {
  * finds nothing in the codes. */
 LT_INLINE void take_runs(const work *w, const lt_field *f, int32_t width, int32_t run, int first) {
     const uint64_t mask = ONES * ((1u << width) - 1);
-    for (int64_t b = 0; b < w->n; b++) {
-        const uint8_t *from = w->blocks + b * w->nbytes + f->begin, *end = from + f->count;
-        uint8_t *to = w->codes + b * w->columns;
+    const work own = *w; /* locals, which no byte that is written can be part of */
+    const lt_field at = *f;
+    for (int64_t b = 0; b < own.n; b++) {
+        const uint8_t *from = own.blocks + b * own.nbytes + at.begin, *end = from + at.count;
+        uint8_t *to = own.codes + b * own.columns;
         for (; from < end; from += run)
             for (int32_t k = 0; k < 8; k += width, to += run)
                 for (int32_t i = 0; i < run; i += 8) {
                     uint64_t word, before = 0;
                     memcpy(&word, from + i, 8);
                     if (!first) memcpy(&before, to + i, 8);
-                    before |= (word >> k & mask) << f->shift;
+                    before |= (word >> k & mask) << at.shift;
                     memcpy(to + i, &before, 8);
                 }
     }
 }
 
-/* Runs of one byte: eight codes at a time, by a table of the codes in a byte. */
-static void take_bytes(const work *w, const lt_field *f, int first) {
-    const int32_t width = f->width, each = 8 / width;
-    uint64_t table[256] = {0};
-    for (uint32_t byte = 0; byte < 256; byte++)
-        for (int32_t k = 0; k < each; k++)
-            table[byte] |= (uint64_t)(byte >> k * width & ((1u << width) - 1)) << (8 * k + f->shift);
-    for (int64_t b = 0; b < w->n; b++) {
-        const uint8_t *from = w->blocks + b * w->nbytes + f->begin;
-        uint8_t *to = w->codes + b * w->columns;
-        for (int32_t left = f->count; left > 0; left -= width, from += width, to += 8) {
-            const size_t n = (size_t)(left < width ? left * each : 8);
-            uint64_t word = 0;
-            if (!first) memcpy(&word, to, n);
-            for (int32_t j = 0; j < width && j < left; j++) word |= table[from[j]] << 8 * each * j;
-            if (n == 8) memcpy(to, &word, 8);
-            else memcpy(to, &word, n);
+/* Eight codes of `width` bits side by side, each in a byte of its own: halves are moved apart, then their halves. */
+LT_INLINE uint64_t spread(uint64_t codes, int32_t width) {
+    codes = (codes | codes << (32 - 4 * width)) & 0x0000000100000001u * ((1ull << 4 * width) - 1);
+    codes = (codes | codes << (16 - 2 * width)) & 0x0001000100010001u * ((1ull << 2 * width) - 1);
+    return (codes | codes << (8 - width)) & ONES * ((1ull << width) - 1);
+}
+
+/* Runs of one byte: eight codes at a time, fewer at the end of a block. */
+LT_INLINE void take_bytes(const work *w, const lt_field *f, int32_t width, int first) {
+    const work own = *w;
+    const lt_field at = *f;
+    for (int64_t b = 0; b < own.n; b++) {
+        const uint8_t *from = own.blocks + b * own.nbytes + at.begin;
+        uint8_t *to = own.codes + b * own.columns;
+        int32_t left = at.count;
+        for (; left >= width; left -= width, from += width, to += 8) {
+            uint64_t codes = 0, before = 0;
+            memcpy(&codes, from, (size_t)width);
+            if (!first) memcpy(&before, to, 8);
+            before |= spread(codes, width) << at.shift;
+            memcpy(to, &before, 8);
         }
+        for (; left > 0; left--, from++)
+            for (int32_t k = 0; k < 8; k += width, to++)
+                *to = (uint8_t)((first ? 0 : *to) | (*from >> k & ((1 << width) - 1)) << at.shift);
     }
 }
 
-#define TAKE_RUNS(WIDTH, RUN) \
+#define TAKE(WIDTH, RUN, HOW, ...) \
     case WIDTH << 8 | RUN: \
-        if (first) take_runs(w, f, WIDTH, RUN, 1); \
-        else take_runs(w, f, WIDTH, RUN, 0); \
+        if (first) HOW(w, f, __VA_ARGS__, 1); \
+        else HOW(w, f, __VA_ARGS__, 0); \
         break
 
 static void take(const work *w, const lt_field *f, int first) {
     switch (f->width << 8 | f->run) { /* loops of known lengths are several times as fast */
-        TAKE_RUNS(1, 32);
-        TAKE_RUNS(2, 32);
-        TAKE_RUNS(4, 16);
-        TAKE_RUNS(4, 32);
-        TAKE_RUNS(4, 64);
-        TAKE_RUNS(8, 32);
-        default:
-            if (f->run == 1) take_bytes(w, f, first);
-            else take_runs(w, f, f->width, f->run, first);
+        TAKE(1, 1, take_bytes, 1);
+        TAKE(2, 1, take_bytes, 2);
+        TAKE(4, 1, take_bytes, 4);
+        TAKE(8, 1, take_bytes, 8);
+        TAKE(1, 32, take_runs, 1, 32);
+        TAKE(2, 32, take_runs, 2, 32);
+        TAKE(4, 16, take_runs, 4, 16);
+        TAKE(4, 32, take_runs, 4, 32);
+        TAKE(4, 64, take_runs, 4, 64);
+        TAKE(8, 32, take_runs, 8, 32);
+        default: take_runs(w, f, f->width, f->run, first);
     }
 }
 
