@@ -445,7 +445,9 @@ class _SentencePiece:
 
     def _read_added(self, files: _Files) -> None:
         size = self._model.vocab_size()
-        hidden = {i for i in range(size) if self._model.is_control(i) or self._model.is_unknown(i)}
+        ids = list(range(size))
+        hidden = {id for id, is_control in zip(ids, self._model.is_control(ids), strict=True) if is_control}
+        hidden |= {self._model.unk_id()} - {-1}  # there is but one
         listed = files.added_tokens()
         self._beyond = {id: str(fields["content"]) for id, fields in listed if id >= size}
         # Gemma's turn marks are pieces of the model, which the library would match in any text.

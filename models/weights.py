@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from lutra.runtime.formats import (
     Planes,
     Rotated,
     Stacked,
+    Unread,
     experts,
     rows,
     to_float32,
@@ -125,7 +127,7 @@ class Planned:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
         if self.each:
             return experts.stacked((p.pack(checkpoint) for p in self.each), len(self.each))  # type: ignore[misc]
-        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
+        weights = [checkpoint.unread(tensor_of(stem)) for stem in self.stems]
         if self.format is None:
             return np.concatenate([to_float32(w) for w in weights])
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
@@ -133,11 +135,11 @@ class Planned:
 
     def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
-        weights = [checkpoint.tensor(tensor_of(stem)) for stem in self.stems]
+        weights = [checkpoint.unread(tensor_of(stem)) for stem in self.stems]
         values, end = np.empty(self.shape, np.float32), 0
         for weight in weights:
             begin, end = end, end + weight.shape[0]
-            step = max(1, AT_ONCE // self.shape[1]) if isinstance(weight, np.ndarray) else weight.shape[0]
+            step = max(1, AT_ONCE // self.shape[1]) if isinstance(weight, np.ndarray | Unread) else weight.shape[0]
             for first in range(0, weight.shape[0], step):  # plain numbers a few at a time: a matrix can be large
                 some = to_float32(weight[first : first + step])
                 values[begin + first : begin + first + len(some)] = some
@@ -281,6 +283,8 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
     """Rows of all the matrices as one, in their common type."""
     if len(weights) == 1:
         return weights[0]
+    if any(isinstance(w, Unread) for w in weights):
+        return _join_unread(weights)
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
     if all(isinstance(w, Rotated) for w in weights) and _turn_alike(weights):
@@ -299,6 +303,17 @@ def _turn_alike(weights: list[Any]) -> bool:
 
     first = weights[0]
     return all(w.block == first.block and alike(w.signs, first.signs) and alike(w.order, first.order) for w in weights)
+
+
+def _join_unread(weights: list[formats.Matrix]) -> Unread:
+    ends = list(accumulate(w.shape[0] for w in weights))
+    begins = [0, *ends[:-1]]
+
+    def read(begin: int, end: int) -> formats.Matrix:
+        each = zip(weights, begins, ends, strict=True)
+        return _join([w[max(begin, b) - b : end - b] for w, b, e in each if b < end and begin < e])
+
+    return Unread((ends[-1], weights[0].shape[1]), read)
 
 
 def _join_coded(weights: list[Coded]) -> Coded:

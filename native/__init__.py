@@ -14,7 +14,20 @@ import numpy as np
 from lutra.native import _api
 from lutra.runtime.errors import CancelledError, LutraError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "cpu_refused", "kernels", "top_k"]
+__all__ = [
+    "Arg",
+    "Engine",
+    "Field",
+    "Op",
+    "Plan",
+    "cpu_features",
+    "cpu_refused",
+    "kernels",
+    "pack_codes",
+    "pack_trits",
+    "top_k",
+    "unpack_fields",
+]
 
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
@@ -124,6 +137,56 @@ def top_k(x: np.ndarray, k: int) -> np.ndarray:
     if lib.lt_top_k(_pointer("float *", x), len(x), k, _pointer("int32_t *", index)):
         raise ValueError(f"cannot take the {k} largest of {len(x)}")
     return index
+
+
+def pack_codes(codes: np.ndarray, bits: int, chunk: int, add: int, data: np.ndarray) -> None:
+    """Codes [rows, cols] of a byte each, plus ``add`` modulo 256, as runtime/formats/_uniform.py lays them out.
+
+    data: uint8 [blocks, chunks * bits * chunk * 2], to be filled. ValueError for codes of more bits.
+    """
+    codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
+    _require_room(data, (-(-rows // 16), -(-cols // chunk) * bits * chunk * 2))
+    if lib.lt_pack_codes(_pointer("uint8_t *", codes), rows, cols, add, bits, chunk, _pointer("uint8_t *", data)):
+        raise ValueError(f"codes that {bits} bits do not hold")
+
+
+def pack_trits(codes: np.ndarray, data: np.ndarray) -> None:
+    """Ternary codes int8 [rows, cols] as runtime/formats/t5.py lays them out; ValueError for any other.
+
+    data: uint8 [blocks, groups * 64], to be filled.
+    """
+    codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
+    _require_room(data, (-(-rows // 16), -(-cols // 20) * 64))
+    if lib.lt_pack_trits(_pointer("int8_t *", codes), rows, cols, _pointer("uint8_t *", data)):
+        raise ValueError("codes that are not ternary")
+
+
+def _require_room(data: np.ndarray, shape: tuple[int, int]) -> None:
+    if data.shape != shape or data.dtype != np.uint8 or not data.flags.c_contiguous:
+        raise ValueError(f"{data.dtype} {data.shape} in place of uint8 {shape}")
+
+
+@dataclass(frozen=True)
+class Field:
+    """``lt_field``: where some bits of every code of a block lie."""
+
+    begin: int
+    count: int
+    width: int
+    shift: int = 0
+    run: int = 1
+
+
+def unpack_fields(blocks: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
+    """The codes of blocks uint8 [n, bytes]: uint8 [n, columns]. ValueError for fields that blocks cannot have."""
+    blocks, (n, nbytes) = np.ascontiguousarray(blocks), blocks.shape
+    columns = fields[0].count * 8 // fields[0].width
+    codes = np.empty((n, columns), np.uint8)
+    table = ffi.new("lt_field[]", [(f.begin, f.count, f.width, f.shift, f.run) for f in fields])
+    source, target = _pointer("uint8_t *", blocks), _pointer("uint8_t *", codes)
+    if lib.lt_unpack_fields(source, n, nbytes, table, len(fields), columns, target):
+        raise ValueError(f"blocks of {nbytes} bytes do not have {fields}")
+    return codes
 
 
 def _pointer(kind: str, array: np.ndarray) -> Any:

@@ -83,4 +83,25 @@ uint32_t lt_kernel_needs(int32_t index);
 /* The k largest of n floats, largest first, ties by lower index; k <= n. `index` has room for k. */
 int32_t lt_top_k(const float *x, int32_t n, int32_t k, int32_t *index);
 
+/* Codes [rows][cols], each plus `add` (modulo 256), to the layout of runtime/formats/_uniform.py, at `bits` in chunks of
+ * so many columns. LT_BAD_ARGUMENT for codes that have more bits, or a layout that there is not. */
+int32_t lt_pack_codes(const uint8_t *codes, int64_t rows, int64_t cols, uint8_t add, int32_t bits, int32_t chunk,
+                      uint8_t *data);
+
+/* Ternary codes -1, 0, 1 [rows][cols] to the layout of runtime/formats/t5.py. LT_BAD_ARGUMENT for others. */
+int32_t lt_pack_trits(const int8_t *codes, int64_t rows, int64_t cols, uint8_t *data);
+
+/* `width` bits of every code of a block, those from `shift` up: in `count` bytes from `begin`. A run of bytes holds
+ * first the codes in all their lowest bits, then those in the next, and so on. */
+typedef struct lt_field {
+    int32_t begin, count;
+    int32_t width; /* 1, 2, 4 or 8 */
+    int32_t shift;
+    int32_t run; /* 1, or a multiple of 8 */
+} lt_field;
+
+/* The codes of blocks of `nbytes`: [n_blocks][columns]. LT_BAD_ARGUMENT for fields that are not as said above. */
+int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
+                         int32_t n_fields, int32_t columns, uint8_t *codes);
+
 #pragma GCC visibility pop

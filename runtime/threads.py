@@ -1,11 +1,13 @@
-"""How many threads to run with."""
+"""How many threads to run with, and arrays worked on by that many."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["default", "reason"]
+__all__ = ["default", "in_pieces", "reason"]
 
 _SYSTEM = Path("/sys")
 
@@ -18,6 +20,23 @@ def default() -> int:
 def reason() -> str:
     """Why ``default()`` is what it is, in words."""
     return _decide()[1]
+
+
+def in_pieces(work: Callable[[slice], None], count: int, step: int) -> None:
+    """Call work(slice) for all of range(count), ``step`` at a time, in threads. Raises what one of them raises.
+
+    numpy and the native library let other threads run. Pieces that stay in cache are worth more than threads.
+    """
+    pieces = [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    if len(pieces) < 2:
+        return _all(map(work, pieces))
+    with ThreadPoolExecutor(default()) as pool:
+        return _all(pool.map(work, pieces))
+
+
+def _all(done: Iterable[None]) -> None:
+    for _ in done:
+        pass
 
 
 def _decide() -> tuple[int, str]:

@@ -54,6 +54,7 @@ def agrees(folder: Path, reference: Any, kind: str, exact: bool = True, most: fl
             theirs = parameter.numpy()
             most_off = 0 if exact else 1e-6 * np.abs(theirs).max()  # sums and products in another order
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=most_off, err_msg=name)
+            np.testing.assert_array_equal(to_float32(checkpoint.unread(name)[3:21]), ours[3:21], err_msg=name)
         found = {checkpoint.dtype(name) for name in checkpoint.names() if name.endswith("_proj.weight")}
     with torch.no_grad():
         expected = reference(torch.tensor([IDS])).logits[0].numpy()

@@ -690,6 +690,7 @@ def assert_same_effect(checkpoint: Checkpoint, model: Any) -> None:
             np.testing.assert_array_equal(read.codes, np.sign(weights))
         # torch sums a latent matrix's mean in an order of its own: one unit in the last place
         np.testing.assert_allclose(to_float32(read), weights, rtol=2e-7, atol=0)
+        np.testing.assert_array_equal(to_float32(checkpoint.unread(name)[3:21]), to_float32(read)[3:21])
 
 
 @pytest.mark.parametrize(

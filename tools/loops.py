@@ -1,4 +1,4 @@
-"""Work on large arrays: in pieces that stay in cache, a thread for each core, compiled where numba is installed.
+"""Work on large arrays: compiled where numba is installed.
 
 A step that numpy would walk through memory for many times over is written twice: as numpy, and as plain loops for
 numba, which do the same arithmetic in the same order. So the same bytes come out, with numba or without.
@@ -7,13 +7,10 @@ numba, which do the same arithmetic in the same order. So the same bytes come ou
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
-from lutra.runtime import threads
-
-__all__ = ["compiled", "in_pieces", "spans"]
+__all__ = ["compiled", "spans"]
 
 WORTH = 1 << 16  # elements of the first argument from which on compiling, a second or so, pays
 
@@ -42,20 +39,6 @@ def _jitted(loops: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     compiling = not getattr(numba.config, "DISABLE_JIT", False)
     return numba.njit(loops, nogil=True) if compiling else None
-
-
-def in_pieces(work: Callable[[slice], None], count: int, step: int) -> None:
-    """Call work(slice) for all of range(count), ``step`` at a time, in threads. Raises what one of them raises."""
-    pieces = [slice(begin, min(begin + step, count)) for begin in range(0, count, step)]
-    if len(pieces) < 2:
-        return _all(map(work, pieces))
-    with ThreadPoolExecutor(threads.default()) as pool:
-        return _all(pool.map(work, pieces))
-
-
-def _all(done: Iterable[None]) -> None:
-    for _ in done:
-        pass
 
 
 def spans(cols: int, group: int) -> list[tuple[int, int, int]]:

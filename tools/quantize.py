@@ -30,8 +30,8 @@ from lutra.models.weights import Planned
 from lutra.runtime import formats
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import Codebook, Coded, Packed, Planes, experts, to_float32
+from lutra.runtime.threads import in_pieces
 from lutra.tools.calibrate import calibrate
-from lutra.tools.loops import in_pieces
 
 __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 

@@ -48,8 +48,10 @@ def _entry(source: Source, stem: str, said: object) -> Entry:
             f"{stem!r:.80}: qweight {weight.shape}, qzeros {zeros.shape} and scales {scales.shape} do not fit together"
         )
 
-    def codes() -> np.ndarray:
-        return np.ascontiguousarray(_unpack(array_of(weight), rows).T)
+    def codes(some: slice) -> np.ndarray:
+        first, last = some.start // 8, -(-some.stop // 8)  # words of eight rows
+        found = _unpack(array_of(weight)[:, first:last], 8 * (last - first))
+        return np.ascontiguousarray(found[:, some.start - 8 * first : some.stop - 8 * first].T)
 
     def zero() -> np.ndarray:
         return np.ascontiguousarray(_unpack(array_of(zeros), rows).T.astype(np.float32))
@@ -57,7 +59,8 @@ def _entry(source: Source, stem: str, said: object) -> Entry:
     def scale() -> np.ndarray:
         return np.ascontiguousarray(to_float32(scales.read()).T)
 
-    return Grid(stem, 4, (rows, cols), group_of(stem, cols, groups, said), codes, scale, zero).entry()
+    group = group_of(stem, cols, groups, said)
+    return Grid(stem, 4, (rows, cols), group, codes, scale, zero, half=scales.dtype == "F16").entry()
 
 
 def _unpack(words: np.ndarray, rows: int) -> np.ndarray:

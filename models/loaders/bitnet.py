@@ -137,24 +137,37 @@ def _offline_entry(name: str, entry: Entry, scale: Callable[[], np.float32]) -> 
     shape = (rows * CODES_PER_BYTE if packed else rows, columns)
     codes_of = _unpack if packed else _as_codes
 
-    def read() -> Coded:
-        codes = codes_of(name, _stored(entry))
-        return Coded(codes, np.full((shape[0], 1), scale(), np.float32))
+    def by_rows() -> Callable[[int, int], Coded]:
+        own = scale()
 
-    return Entry("ternary", shape, read)
+        def read(begin: int, end: int) -> Coded:
+            codes = codes_of(name, _stored(entry), begin, end)
+            return Coded(codes, np.full((len(codes), 1), own, np.float32))
+
+        return read
+
+    return Entry("ternary", shape, lambda: by_rows()(0, shape[0]), by_rows)
 
 
-def _unpack(name: str, packed: np.ndarray) -> np.ndarray:
-    """uint8 [R, in] -> int8 [4R, in]: bits 2i and 2i+1 of row r are 1 + the code of row i*R + r."""
-    if (packed & (packed >> 1) & 0b01010101).any():
+def _unpack(name: str, packed: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """uint8 [R, in] -> int8 [end - begin, in]: bits 2i and 2i+1 of row r are 1 + the code of row i*R + r."""
+    height = len(packed)
+    codes = np.empty((end - begin, packed.shape[1]), np.uint8)
+    for i in range(CODES_PER_BYTE):
+        first, last = max(begin, i * height), min(end, (i + 1) * height)
+        if first < last:
+            own = codes[first - begin : last - begin]
+            np.right_shift(packed[first - i * height : last - i * height], 2 * i, out=own)
+    codes &= 3
+    if codes.max(initial=0) > 2:
         raise CorruptModelError(f"{name!r:.80} holds the code 3, which no ternary weight has")
-    codes = np.empty((CODES_PER_BYTE, *packed.shape), np.int8)
-    for i, quarter in enumerate(codes):
-        np.subtract((packed >> 2 * i) & 3, 1, out=quarter, casting="unsafe")
-    return codes.reshape(-1, packed.shape[1])
+    signed = codes.view(np.int8)
+    signed -= 1
+    return signed
 
 
-def _as_codes(name: str, weights: np.ndarray) -> np.ndarray:
+def _as_codes(name: str, weights: np.ndarray, begin: int, end: int) -> np.ndarray:
+    weights = weights[begin:end]
     codes = np.empty(weights.shape, np.int8)
     for rows, block in _float_blocks(weights):
         if not np.isin(block, (-1, 0, 1)).all():

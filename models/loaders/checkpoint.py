@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lutra.models.tokenizer import Tokenizer, load_tokenizer
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Matrix
+from lutra.runtime.formats import Matrix, Unread
 
 __all__ = ["Checkpoint", "Entry", "Source", "modules_with"]
 
@@ -23,11 +23,14 @@ class Entry:
 
     dtype: a name of ``tensor.DTYPES``; or, of a matrix that ``read`` gives as no array but Coded and the like, the
         format of ours that holds it exactly, "ternary" for any of those for ternary matrices.
+    by_rows: gives a function that reads the rows from one to before another, without the others; None if that takes
+        all of them.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], Matrix]
+    by_rows: Callable[[], Callable[[int, int], Matrix]] | None = None
 
 
 @dataclass
@@ -115,6 +118,13 @@ class Checkpoint:
         CorruptModelError for values that contradict the format, ModelClosedError after close().
         """
         return self._entries[name].read()
+
+    def unread(self, name: str) -> Matrix:
+        """The same tensor, but, where that can be, none of it read yet: ``Unread``. Raises as tensor() does, later."""
+        entry = self._entries[name]
+        if entry.by_rows is None:
+            return entry.read()
+        return Unread((entry.shape[0], entry.shape[1]), entry.by_rows())
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read anew at every call. Raises as load_tokenizer()."""

@@ -74,8 +74,9 @@ def _entry(source: Source, stem: str, sizes: list[int]) -> Entry:
         bits,
         (rows, cols),
         group,
-        codes=lambda: unpack_words(array_of(packed), bits, cols),
+        codes=lambda some: unpack_words(array_of(packed)[some], bits, cols),
         scale=lambda: to_float32(scales.read()),
         zero=zero,
         order=order,
+        half=scales.dtype == "F16",
     ).entry()

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
+from lutra import native
 from lutra.models.loaders.grids import is_half
 from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_float32
+from lutra.runtime.formats._blocks import is_finite
 
 __all__ = ["FLOATS", "SHARED", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
 
 Blocks = np.ndarray  # uint8 [rows, blocks of a row, bytes of a block]
 _AT_ONCE = 1 << 20  # bytes of blocks looked at together
-_IN_CACHE = 1 << 16  # bytes
 
 FLOATS = {0: "F32", 1: "F16", 28: "F64", 30: "BF16"}  # which are no blocks
 
@@ -46,7 +48,7 @@ class Type:
         """The matrix, for the format that was told. CorruptModelError for scales that are no numbers."""
         matrix = self.matrix(blocks)
         scales: np.ndarray = getattr(matrix, "unit", getattr(matrix, "scale", None))  # type: ignore[assignment]
-        if not np.isfinite(scales).all():
+        if not is_finite(scales):
             raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
         if format == "ternary":
             assert isinstance(matrix, Coded)
@@ -79,7 +81,9 @@ def _by_rows(matrix: Coded) -> Coded | None:
     """A matrix of codes 0..2 around 1 with a scale per row instead of per group; None if it has none such."""
     if matrix.codes.max() > 2:
         return None
-    signs = matrix.codes.view(np.int8) - np.int8(1)
+    signs = _signed(matrix.codes, 1)
+    if (matrix.scale == matrix.scale[:, :1]).all():
+        return Coded(signs, matrix.scale[:, :1])
     used = signs.reshape(len(signs), -1, matrix.group).any(axis=2)  # a block of zeros may have any scale
     scale = np.take_along_axis(matrix.scale, used.argmax(axis=1)[:, None], axis=1)
     return Coded(signs, scale) if np.array_equal(matrix.scale[used], (used * scale)[used]) else None
@@ -97,116 +101,128 @@ def _parts(blocks: Blocks) -> list[Blocks]:
 
 
 def _half(blocks: Blocks, at: int) -> np.ndarray:
-    """The float16 at that byte of every block: float32 [rows, blocks of a row]."""
-    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0].astype(np.float32)
+    """The float16 at that byte of every block: [rows, blocks of a row]."""
+    return blocks.view("<f2")[:, :, at // 2]
 
 
-def _fields(data: np.ndarray, width: int, run: int) -> np.ndarray:
-    """Codes of that many bits: uint8 [rows, columns].
+def _all(scale: np.ndarray, zero: float) -> np.ndarray:
+    """One zero for all: float32 of that shape."""
+    return np.broadcast_to(np.float32(zero), scale.shape)
 
-    Bytes come in runs: first the codes in all their lowest bits, then those in the next, and so on.
+
+def _codes(b: Blocks, *fields: tuple[int, int, int, int]) -> np.ndarray:
+    """The blocks' codes: uint8 [rows, columns]. fields: first byte, bytes, bits of a code, bytes of a run, each.
+
+    The first has the codes' lowest bits, the next those above. Bytes come in runs: first the codes in all their lowest
+    bits, then those in the next, and so on.
     """
-    word = np.dtype(np.uint64 if run % 8 == 0 else np.uint8)  # what shifts from byte to byte is masked away
-    mask = np.frombuffer(bytes([(1 << width) - 1]) * word.itemsize, word)[0]
-    shifts = np.arange(0, 8, width, dtype=word)
-    size = data.shape[1] * data.shape[2]
-    found = np.empty((len(data), size // run, len(shifts), run // word.itemsize), word)
-    step = max(1, _IN_CACHE // size)
-    for begin in range(0, len(data), step):
-        words = np.ascontiguousarray(data[begin : begin + step]).view(word).reshape(-1, size // run, found.shape[3])
-        for i, shift in enumerate(shifts):
-            found[begin : begin + step, :, i] = words >> shift & mask
-    return found.view(np.uint8).reshape(len(data), -1)
+    shifts = accumulate((width for _, _, width, _ in fields), initial=0)
+    known = [
+        native.Field(begin, count, width, shift, run)
+        for (begin, count, width, run), shift in zip(fields, shifts, strict=False)
+    ]
+    return native.unpack_fields(b.reshape(-1, b.shape[2]), known).reshape(len(b), -1)
+
+
+def _signed(codes: np.ndarray, middle: int) -> np.ndarray:
+    """The same array, counted from the middle."""
+    signed = codes.view(np.int8)
+    signed -= np.int8(middle)
+    return signed
 
 
 def _trits(data: np.ndarray, digits: int) -> np.ndarray:
     """Base-3 digits of bytes, which are fractions: uint8 [rows, blocks, columns]. First the first of all bytes."""
     shifted = data[:, :, None] * np.array([1, 3, 9, 27, 81][:digits], np.uint8)[:, None]  # modulo 256
-    return (shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(*data.shape[:2], -1)
+    trits = (shifted > 85).view(np.uint8) + (shifted > 170).view(np.uint8)  # three times as much, over 256
+    return trits.reshape(*data.shape[:2], -1)
 
 
 def _q1_0(b: Blocks) -> Coded:
-    return Coded(_fields(b[:, :, 2:], 1, 1).view(np.int8) * np.int8(2) - np.int8(1), _half(b, 0), None, 128)
+    d = _half(b, 0)
+    return Coded(_codes(b, (2, 16, 1, 1)), 2 * d.astype(np.float32), _all(d, 0.5), 128)
 
 
 def _q2_0(b: Blocks) -> Coded:
     d = _half(b, 0)
-    return Coded(_fields(b[:, :, 2:], 2, 1), d, np.ones_like(d), 4 * (b.shape[2] - 2))
+    nbytes = b.shape[2] - 2
+    return Coded(_codes(b, (2, nbytes, 2, 1)), d, _all(d, 1), 4 * nbytes)
 
 
 def _q4_0(b: Blocks) -> Coded:
     d = _half(b, 0)
-    return Coded(_fields(b[:, :, 2:], 4, 16), d, np.full_like(d, 8), 32)
+    return Coded(_codes(b, (2, 16, 4, 16)), d, _all(d, 8), 32)
 
 
 def _q4_1(b: Blocks) -> Nested:
-    return _with_offsets(_fields(b[:, :, 4:], 4, 16), _half(b, 0), _half(b, 2))
+    return _with_offsets(_codes(b, (4, 16, 4, 16)), _half(b, 0), _half(b, 2))
 
 
 def _q5_0(b: Blocks) -> Coded:
     d = _half(b, 0)
-    return Coded(_fields(b[:, :, 6:], 4, 16) | _fields(b[:, :, 2:6], 1, 1) << 4, d, np.full_like(d, 16), 32)
+    return Coded(_codes(b, (6, 16, 4, 16), (2, 4, 1, 1)), d, _all(d, 16), 32)
 
 
 def _q5_1(b: Blocks) -> Nested:
-    return _with_offsets(_fields(b[:, :, 8:], 4, 16) | _fields(b[:, :, 4:8], 1, 1) << 4, _half(b, 0), _half(b, 2))
+    return _with_offsets(_codes(b, (8, 16, 4, 16), (4, 4, 1, 1)), _half(b, 0), _half(b, 2))
 
 
 def _with_offsets(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> Nested:
     """Groups of 32 that each are a super-block."""
-    unit = np.stack([scale, offset])
+    unit = np.stack([scale, offset]).astype(np.float32)
     return Nested(codes, np.ones(unit.shape, np.int8), unit, 32, 32)
 
 
 def _q8_0(b: Blocks) -> Coded:
-    return Coded(np.ascontiguousarray(b[:, :, 2:]).view(np.int8).reshape(len(b), -1), _half(b, 0), None, 32)
+    return Coded(_codes(b, (2, 32, 8, 32)).view(np.int8), _half(b, 0), None, 32)
 
 
 def _q2_k(b: Blocks) -> Nested:
     scale = np.stack([b[:, :, :16] & 15, b[:, :, :16] >> 4]).reshape(2, len(b), -1)
-    return Nested(_fields(b[:, :, 16:80], 2, 32), scale.view(np.int8), _units(b, 80), 16, 256)
+    return Nested(_codes(b, (16, 64, 2, 32)), scale.view(np.int8), _units(b, 80), 16, 256)
 
 
 def _q3_k(b: Blocks) -> Nested:
-    codes = _fields(b[:, :, 32:96], 2, 32) | _fields(b[:, :, :32], 1, 32) << 2
+    codes = _codes(b, (32, 64, 2, 32), (0, 32, 1, 32))
     low = np.concatenate([b[:, :, 96:104] & 15, b[:, :, 96:104] >> 4], axis=2)
     high = np.concatenate([b[:, :, 104:108] >> np.uint8(shift) & 3 for shift in (0, 2, 4, 6)], axis=2)
     scale = (low | high << 4).view(np.int8) - np.int8(32)
-    return Nested(codes.view(np.int8) - np.int8(4), scale.reshape(1, len(b), -1), _half(b, 108)[None], 16, 256)
+    return Nested(_signed(codes, 4), scale.reshape(1, len(b), -1), _half(b, 108)[None].astype(np.float32), 16, 256)
 
 
 def _q4_k(b: Blocks) -> Nested:
-    return Nested(_fields(b[:, :, 16:], 4, 32), _six_bits(b[:, :, 4:16]), _units(b, 0), 32, 256)
+    return Nested(_codes(b, (16, 128, 4, 32)), _six_bits(b), _units(b, 0), 32, 256)
 
 
 def _q5_k(b: Blocks) -> Nested:
-    codes = _fields(b[:, :, 48:], 4, 32) | _fields(b[:, :, 16:48], 1, 32) << 4
-    return Nested(codes, _six_bits(b[:, :, 4:16]), _units(b, 0), 32, 256)
+    return Nested(_codes(b, (48, 128, 4, 32), (16, 32, 1, 32)), _six_bits(b), _units(b, 0), 32, 256)
 
 
 def _q6_k(b: Blocks) -> Nested:
-    codes = _fields(b[:, :, :128], 4, 64) | _fields(b[:, :, 128:192], 2, 32) << 4
+    codes = _codes(b, (0, 128, 4, 64), (128, 64, 2, 32))
     scale = np.ascontiguousarray(b[:, :, 192:208]).view(np.int8).reshape(1, len(b), -1)
-    return Nested(codes.view(np.int8) - np.int8(32), scale, _half(b, 208)[None], 16, 256)
+    return Nested(_signed(codes, 32), scale, _half(b, 208)[None].astype(np.float32), 16, 256)
 
 
 def _units(b: Blocks, at: int) -> np.ndarray:
     """Of scales, and of minima, which are taken off: float32 [2, rows, blocks]."""
-    return np.stack([_half(b, at), -_half(b, at + 2)])
+    return np.stack([_half(b, at), -_half(b, at + 2)]).astype(np.float32)
 
 
-def _six_bits(s: np.ndarray) -> np.ndarray:
-    """Eight scales and eight minima in twelve bytes: int8 [2, rows, groups]."""
-    scale, least, rest = s[:, :, 0:4], s[:, :, 4:8], s[:, :, 8:12]
-    first = np.stack([scale & 63, least & 63])
-    second = np.stack([rest & 15 | scale >> 6 << 4, rest >> 4 | least >> 6 << 4])
-    return np.concatenate([first, second], axis=3).view(np.int8).reshape(2, len(s), -1)
+def _six_bits(b: Blocks) -> np.ndarray:
+    """Eight scales and eight minima in the twelve bytes from the fourth: int8 [2, rows, groups]. Four at a time."""
+    scale, least, rest = np.moveaxis(b.view("<u4")[:, :, 1:4], 2, 0)
+    found = np.empty((2, *scale.shape, 2), "<u4")  # the first four of a block, the others
+    low, high = 0x0F0F0F0F, 0x30303030
+    found[0, ..., 0], found[1, ..., 0] = scale & (low | high), least & (low | high)
+    found[0, ..., 1], found[1, ..., 1] = rest & low | scale >> 2 & high, rest >> 4 & low | least >> 2 & high
+    return found.view(np.int8).reshape(2, len(b), -1)
 
 
 def _tq1_0(b: Blocks) -> Coded:
     codes = np.concatenate([_trits(b[:, :, :32], 5), _trits(b[:, :, 32:48], 5), _trits(b[:, :, 48:52], 4)], axis=2)
     d = _half(b, 52)
-    return Coded(codes.reshape(len(b), -1), d, np.ones_like(d), 256)
+    return Coded(codes.reshape(len(b), -1), d, _all(d, 1), 256)
 
 
 def _ptq1_0(b: Blocks) -> Coded:
@@ -217,7 +233,7 @@ def _ptq1_0(b: Blocks) -> Coded:
 
 def _tq2_0(b: Blocks) -> Coded:
     d = _half(b, 64)
-    return Coded(_fields(b[:, :, :64], 2, 32), d, np.ones_like(d), 256)
+    return Coded(_codes(b, (0, 64, 2, 32)), d, _all(d, 1), 256)
 
 
 def _stq1_0(b: Blocks) -> Coded:
@@ -250,7 +266,7 @@ def _mxfp4(b: Blocks) -> Codebook:
     values = np.array(codec("mxfp4")._FORMAT.values, np.float32)
     with np.errstate(over="ignore"):
         scale = np.exp2(b[:, :, 0].astype(np.float32) - 127)
-    return Codebook(_fields(b[:, :, 1:], 4, 16), values, scale, 32)
+    return Codebook(_codes(b, (1, 16, 4, 16)), values, scale, 32)
 
 
 def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
@@ -259,11 +275,11 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     Columns come in runs of 128, the first 32 of them in the highest bits (the layout of x86 builds, which published
     files have). CorruptModelError for a code that means nothing.
     """
-    codes = _fields(data[:-32].reshape(-1, 1, 32), 2, 32).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
+    codes = _codes(data[:-32].reshape(-1, 1, 32), (0, 32, 2, 32)).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
     scale = data[-32:-28].copy().view("<f4")
     if codes.max() > 2 or not np.isfinite(scale).all():
         raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")
-    return Coded(codes.view(np.int8) - np.int8(1), np.broadcast_to(scale[:, None], (shape[0], 1)))
+    return Coded(_signed(codes, 1), np.broadcast_to(scale[:, None], (shape[0], 1)))
 
 
 # By ggml's number. Several layouts share that of Q2_0, which is told by its size (SHARED).

@@ -9,9 +9,9 @@ original's pattern is known to say more, it is the original's.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -162,10 +162,11 @@ class _Vocabulary:
         Only user-defined ones match whatever text they are found in, the others are special.
         """
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        found = np.flatnonzero(np.isin(self.types, (CONTROL, USER_DEFINED, UNKNOWN))).tolist()
         return {
-            id: {"content": token, **flags, "special": type != USER_DEFINED}
-            for id, (token, type) in enumerate(zip(self.tokens, self.types, strict=True))
-            if type in (CONTROL, USER_DEFINED, UNKNOWN) and token
+            id: {"content": self.tokens[id], **flags, "special": self.types[id] != USER_DEFINED}
+            for id in found
+            if self.tokens[id]
         }
 
 
@@ -215,9 +216,7 @@ def _model_proto(
     tokens: list[str], types: list[int], scores: np.ndarray, ids: Mapping[str, int], prefix: bool
 ) -> bytes:
     """SentencePiece's ModelProto; the numbers are those of the fields in its sentencepiece_model.proto."""
-    proto = bytearray()
-    for token, type, score in zip(tokens, types, scores.tolist(), strict=True):
-        proto += _field(1, _field(1, token) + b"\x15" + struct.pack("<f", score) + _field(3, type))
+    proto = bytearray(_pieces(tokens, types, scores))
     trainer: list[tuple[int, int | str]] = [
         (3, 2),
         (4, len(tokens)),
@@ -234,6 +233,18 @@ def _model_proto(
     proto += _field(2, b"".join(_field(*entry) for entry in trainer))
     proto += _field(3, b"".join(_field(*entry) for entry in normalizer))
     return bytes(proto)
+
+
+def _pieces(tokens: list[str], types: list[int], scores: np.ndarray) -> bytes:
+    """ModelProto's pieces: texts, scores and types. There are hundreds of thousands: what can be is made for all."""
+    texts = [token.encode() for token in tokens]
+    ends = np.empty(len(tokens), [("score", "u1"), ("value", "<f4"), ("type", "u1"), ("number", "u1")])
+    ends["score"], ends["value"], ends["type"], ends["number"] = 2 << 3 | 5, scores, 3 << 3, types
+    begins = {n: _varint(1 << 3 | 2) + _varint(n) for n in set(map(len, texts))}
+    sizes = {n: _varint(1 << 3 | 2) + _varint(len(begin) + n + ends.itemsize) for n, begin in begins.items()}
+    heads = {n: sizes[n] + begin for n, begin in begins.items()}
+    each = zip((heads[len(text)] for text in texts), texts, ends.view(f"V{ends.itemsize}").tolist(), strict=True)
+    return b"".join(chain.from_iterable(each))
 
 
 def _field(number: int, value: int | str | bytes) -> bytes:
@@ -392,7 +403,7 @@ def _byte_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
         "model": {
             "type": "BPE",
             "ignore_merges": split.whole,
-            "vocab": {token: id for id, token in enumerate(vocabulary.tokens)},
+            "vocab": dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True)),
             "merges": keys.texts("ggml.merges"),
         },
     }
@@ -401,7 +412,8 @@ def _byte_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": bos is not None,
     }
-    return _Made("tokenizer.json", json.dumps(tokenizer).encode(), configuration)
+    content = json.dumps(tokenizer, ensure_ascii=False).encode(errors="surrogatepass")
+    return _Made("tokenizer.json", content, configuration)
 
 
 def _split_of(keys: _Keys, vocabulary: _Vocabulary) -> _Split:

@@ -77,8 +77,8 @@ def _entry(source: Source, stem: str, settings: dict[str, Any], first: bool) -> 
         raise CorruptModelError(f"{stem!r:.80} has {bits} bits, the configuration says {settings['bits']!r:.20}")
     group = group_of(stem, cols, groups, settings.get("group_size"))
 
-    def codes() -> np.ndarray:
-        return unpack_words(array_of(weight).T, bits, cols, spaced)
+    def codes(some: slice) -> np.ndarray:
+        return unpack_words(array_of(weight)[:, some].T, bits, cols, spaced)
 
     def zero() -> np.ndarray:
         return np.ascontiguousarray(_zeros(array_of(zeros), bits, rows, spaced, first).T.astype(np.float32))
@@ -89,7 +89,7 @@ def _entry(source: Source, stem: str, settings: dict[str, Any], first: bool) -> 
     if index is None and groups > 1 and settings.get("desc_act"):
         raise CorruptModelError(f"{stem!r:.80} has no g_idx, which its desc_act needs", "is the download complete?")
     order = order_of(stem, index, cols, group)
-    return Grid(stem, bits, (rows, cols), group, codes, scale, zero, order).entry()
+    return Grid(stem, bits, (rows, cols), group, codes, scale, zero, order, scales.dtype == "F16").entry()
 
 
 def _packing(

@@ -105,35 +105,50 @@ def is_half(x: np.ndarray) -> bool:
 class Grid:
     """A matrix W[o, i] = (code - zero) * scale of so many bits, by how its parts are read.
 
-    group: columns that share a scale and a zero, 0: all. codes: gives uint8 [out, in]. scale: float32 [out, groups].
-    zero: the same. order: int32 [in], the columns as they come in groups, or None: as they are.
+    group: columns that share a scale and a zero, 0: all. codes: gives uint8 [out, in], of some rows. scale: float32
+    [out, groups]. zero: the same. order: int32 [in], the columns as they come in groups, or None: as they are. half:
+    whether the scales are known to be float16, and need not be read to tell the format.
     """
 
     stem: str
     bits: int
     shape: tuple[int, int]
     group: int
-    codes: Callable[[], np.ndarray]
+    codes: Callable[[slice], np.ndarray]
     scale: Callable[[], np.ndarray]
     zero: Callable[[], np.ndarray]
     order: np.ndarray | None = None
+    half: bool = False
 
     def entry(self) -> Entry:
         """The matrix in the smallest format that holds it exactly, or else as float32: groups and scales decide."""
         kept = kept_of(self.group) if self.group else 0
-        scale = self.scale()
-        if not np.isfinite(scale).all():
-            raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
-        if self.group and not (kept and is_half(scale)):
+        if self.group and not (kept and (self.half or is_half(self._scale()))):
             return Entry("F32", self.shape, lambda: to_float32(self._matrix(self.group)))
         middle = (self.zero() == 1 << self.bits - 1).all() and (kept or self.bits < 8)  # q8 is another format
         format = f"q{self.bits}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
-        return Entry(format if self.order is None else f"ordered-{format}", self.shape, lambda: self._matrix(kept))
+        if self.order is not None:
+            return Entry(f"ordered-{format}", self.shape, lambda: self._matrix(kept))
+        return Entry(format, self.shape, lambda: self._matrix(kept), lambda: self._by_rows(kept))
+
+    def _scale(self) -> np.ndarray:
+        scale = self.scale()
+        if not np.isfinite(scale).all():
+            raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
+        return scale
+
+    def _by_rows(self, kept: int) -> Callable[[int, int], Coded]:
+        scale, zero = self._scale(), self.zero()
+
+        def read(begin: int, end: int) -> Coded:
+            rows = slice(begin, end)
+            codes = self.codes(rows)
+            if self.order is not None:
+                codes = np.ascontiguousarray(codes[:, self.order])
+            return Coded(codes, *Coded(codes, scale[rows], zero[rows], self.group).regrouped(kept), kept)
+
+        return read
 
     def _matrix(self, kept: int) -> Matrix:
-        codes = self.codes()
-        if self.order is not None:
-            codes = np.ascontiguousarray(codes[:, self.order])
-        matrix = Coded(codes, self.scale(), self.zero(), self.group)
-        matrix = Coded(codes, *matrix.regrouped(kept), kept)
+        matrix = self._by_rows(kept)(0, self.shape[0])
         return matrix if self.order is None else Factored((((self.order, matrix),),))

@@ -127,4 +127,4 @@ def _entry(entry: Entry, signs: np.ndarray, block: int, order: np.ndarray | None
     def read() -> Matrix:
         return Rotated(entry.read(), signs, block, order)
 
-    return replace(entry, dtype=f"rotated{block}{'' if order is None else 'o'}-{format}", read=read)
+    return replace(entry, dtype=f"rotated{block}{'' if order is None else 'o'}-{format}", read=read, by_rows=None)

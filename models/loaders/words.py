@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lutra import native
+
 __all__ = ["unpack_words"]
 
 
@@ -22,6 +24,8 @@ def unpack_words(words: np.ndarray, bits: int, count: int, spaced: bool = False)
         raise ValueError(f"{words.shape[1]} words do not hold {count} codes of {bits} bits")
     stream = stream[:, : -(-count // each) * size].reshape(len(stream), -1, size)
     whole = stream[:, :, 0] if size == 1 else _joined(stream)
+    if size == 1:
+        return native.unpack_fields(whole, [native.Field(0, whole.shape[1], bits)])[:, :count]
     codes = np.empty((*whole.shape, each), np.uint8)
     for k in range(each):
         codes[:, :, k] = whole >> bits * k & (1 << bits) - 1

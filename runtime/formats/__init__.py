@@ -23,6 +23,7 @@ q4's variant "g128".
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, reduce
 from importlib import import_module
@@ -44,6 +45,7 @@ __all__ = [
     "Planes",
     "Rotated",
     "Stacked",
+    "Unread",
     "codec",
     "names",
     "pack",
@@ -65,8 +67,8 @@ class BF16(np.ndarray):
 class Coded:
     """A matrix of small integers on grids: W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g], g = i // group.
 
-    codes: int8 or uint8 [out, in]. scale, zero: float32 [out, groups]; zero None: 0. group: columns that share a
-    scale, 0: all of a row.
+    codes: int8 or uint8 [out, in]. scale, zero: float32 or float16 [out, groups]; zero None: 0. group: columns that
+    share a scale, 0: all of a row.
     """
 
     codes: np.ndarray
@@ -284,7 +286,19 @@ def walsh_hadamard(x: np.ndarray, block: int) -> np.ndarray:
     return y.reshape(x.shape) * x.dtype.type(block**-0.5)
 
 
-Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | Rotated
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A matrix that is read a few rows at a time: x[begin:end] is one of another kind. read: (begin, end) to that."""
+
+    shape: tuple[int, int]
+    read: Callable[[int, int], Any]
+
+    def __getitem__(self, rows: slice) -> Any:
+        begin, end, _ = rows.indices(self.shape[0])
+        return self.read(begin, end)
+
+
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | Rotated | Unread
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -306,6 +320,8 @@ def to_float32(x: Matrix) -> np.ndarray:
     if isinstance(x, Rotated):
         values = walsh_hadamard(to_float32(x.matrix), x.block) * x.signs
         return values if x.order is None else values[:, np.argsort(x.order)]
+    if isinstance(x, Unread):
+        return to_float32(x[:])
     if isinstance(x, Stacked):
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):

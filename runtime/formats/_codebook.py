@@ -22,9 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Codebook, Matrix, to_float32
-from lutra.runtime.formats._uniform import ROWS, Uniform, by_block, by_row
-
-_AT_ONCE = 512  # rows packed together: few enough to stay in cache
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
+from lutra.runtime.formats._uniform import Uniform
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Values:
         """c3 or c4"""
         return f"c{self._codes.bits}"
 
-    def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def layout(self, rows: int, cols: int) -> Layout:
         """The parts of a [rows, cols] matrix."""
         groups, planes = -(-cols // self.ACT_GROUP), self.digits + bool(self.own)
         return {
@@ -87,22 +86,19 @@ class Values:
         values = np.array(self.values, np.float32)
         return matrix.group == self.ACT_GROUP and np.array_equal(matrix.values, values, equal_nan=True)
 
-    def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
+    def pack(self, matrix: Matrix) -> Parts:
         """The parts of a matrix: codes as they are, floats rounded to the nearest value; ValueError for others."""
-        rows, cols = matrix.shape
-        parts: dict[str, np.ndarray] = {name: np.zeros(s, t) for name, (t, s) in self.layout(rows, cols).items()}
+        parts = empty(self.layout(*matrix.shape))
         parts["table"][:], parts["digits"][:] = self._tables()
-        for begin in range(0, rows, _AT_ONCE):
-            some = matrix[begin : begin + _AT_ONCE]
-            book = some if isinstance(some, Codebook) else self._nearest(to_float32(some))
-            if not self._same(book):
-                raise ValueError("another codebook")
-            blocks = slice(begin // ROWS, begin // ROWS - (-len(book.codes) // ROWS))
-            parts["data"][blocks] = self._codes.pack_codes(book.codes)
-            parts["scale"][blocks] = by_block(_side_by_side(book.scale, book.own))
-        if not np.isfinite(parts["scale"]).all():
-            raise ValueError("scales beyond float16's range")
+        fill_by_rows({name: parts[name] for name in ("data", "scale")}, matrix, self._fill)
         return parts
+
+    def _fill(self, parts: Parts, matrix: Matrix) -> None:
+        book = matrix if isinstance(matrix, Codebook) else self._nearest(to_float32(matrix))
+        if not self._same(book):
+            raise ValueError("another codebook")
+        self._codes.pack_codes(book.codes, parts["data"])
+        fill_grid(parts["scale"], book.scale, *([] if book.own is None else [book.own]))
 
     def _nearest(self, floats: np.ndarray) -> Codebook:
         """Every float's nearest value, when the largest of a group meets the largest value.
@@ -138,11 +134,6 @@ class Values:
             grids, own = grids[:, ::2], grids[:, 1::2]
         codes = self._codes.unpack_codes(parts["data"], rows, cols)
         return Codebook(codes, values[: len(self.values)], grids, self.ACT_GROUP, own)
-
-
-def _side_by_side(scale: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    """[rows, groups], or [rows, groups * 2] where each scale is followed by its group's own value."""
-    return scale if own is None else np.stack([scale, own], axis=2).reshape(len(scale), -1)
 
 
 def _rounded(groups: np.ndarray, values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

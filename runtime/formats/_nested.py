@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Matrix, Nested
-from lutra.runtime.formats._uniform import AT_ONCE, ROWS, Uniform, by_block, by_row
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
+from lutra.runtime.formats._uniform import Uniform
 
 # What kernels there are for: bits, columns of a group, whether it has offsets.
 KERNELS = {(2, 16, True), (4, 16, False), (6, 16, False), (4, 32, True), (5, 32, True)}
@@ -39,7 +40,7 @@ class NestedGrids:
     def _codes(self) -> Uniform:
         return Uniform("q", self.bits, chunk=self.ACT_GROUP)
 
-    def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def layout(self, rows: int, cols: int) -> Layout:
         """The parts of a [rows, cols] matrix."""
         blocks, grids = -(-rows // ROWS), 2 if self.offsets else 1
         return {
@@ -48,35 +49,35 @@ class NestedGrids:
             "unit": (np.float16, (blocks, -(-cols // self.block) * grids * ROWS)),
         }
 
+    @property
+    def _low(self) -> int:
+        """The least code: with offsets codes count from 0."""
+        return 0 if self.offsets else -(1 << self.bits - 1)
+
     def accepts(self, matrix: object) -> bool:
         """Whether the matrix has such groups, and units that float16 holds."""
-        if not isinstance(matrix, Nested) or (matrix.group, matrix.block) != (self.ACT_GROUP, self.block):
+        if not isinstance(matrix, Nested) or not self._fits(matrix):
             return False
-        low = 0 if self.offsets else -(1 << self.bits - 1)
+        return self._low <= int(matrix.codes.min()) and int(matrix.codes.max()) < self._low + (1 << self.bits)
+
+    def _fits(self, matrix: Nested) -> bool:
+        found = (matrix.group, matrix.block, len(matrix.scale))
         with np.errstate(over="ignore"):
             exact = np.array_equal(matrix.unit, matrix.unit.astype(np.float16))
-        return (
-            exact
-            and len(matrix.scale) == 1 + self.offsets
-            and low <= int(matrix.codes.min())
-            and int(matrix.codes.max()) < low + (1 << self.bits)
-        )
+        return exact and found == (self.ACT_GROUP, self.block, 1 + self.offsets)
 
-    def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
+    def pack(self, matrix: Matrix) -> Parts:
         """The parts of such a matrix; ValueError for any other."""
-        if not self.accepts(matrix):
+        parts = empty(self.layout(*matrix.shape))
+        fill_by_rows(parts, matrix, self._fill)
+        return parts
+
+    def _fill(self, parts: Parts, matrix: Matrix) -> None:
+        if not isinstance(matrix, Nested) or not self._fits(matrix):
             raise ValueError("not the integers on nested grids that this format stores")
-        assert isinstance(matrix, Nested)
-        data = np.empty(self.layout(*matrix.shape)["data"][1], np.uint8)
-        codes, middle = matrix.codes.view(np.uint8), np.uint8(0 if self.offsets else 1 << self.bits - 1)
-        for begin in range(0, len(codes), AT_ONCE):
-            some = codes[begin : begin + AT_ONCE] + middle  # which wraps around
-            data[begin // ROWS : begin // ROWS - (-len(some) // ROWS)] = self._codes.pack_codes(some)
-        return {
-            "data": data,
-            "scale": by_block(_interleaved(matrix.scale)).astype(np.int8),
-            "unit": by_block(_interleaved(matrix.unit)).astype(np.float16),
-        }
+        self._codes.pack_codes(matrix.codes, parts["data"], -self._low)
+        fill_grid(parts["scale"], *matrix.scale)
+        fill_grid(parts["unit"], *matrix.unit)
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Nested:
         """The matrix these parts store. Every byte means something: none is invalid."""
@@ -88,11 +89,6 @@ class NestedGrids:
             for name in ("scale", "unit")
         )
         return Nested(codes, scale.astype(np.int8), np.ascontiguousarray(unit), self.ACT_GROUP, self.block)
-
-
-def _interleaved(grids: np.ndarray) -> np.ndarray:
-    """[1 or 2, rows, n] as [rows, n * (1 or 2)]: a group's own side by side."""
-    return grids.transpose(1, 2, 0).reshape(grids.shape[1], -1)
 
 
 def variant(bits: int, suffix: str) -> NestedGrids | None:

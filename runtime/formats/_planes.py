@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Matrix, Planes
-from lutra.runtime.formats._uniform import CHUNK, ROWS, Uniform, by_block, by_row
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
+from lutra.runtime.formats._uniform import CHUNK, Uniform
 
 _ONE_PLANE = Uniform("b1", 1)
 
@@ -32,7 +33,7 @@ class BinaryPlanes:
     offsets: bool = False
     KERNEL: str = "bcq"
 
-    def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def layout(self, rows: int, cols: int) -> Layout:
         """The parts of a [rows, cols] matrix."""
         blocks, chunks, groups = -(-rows // ROWS), -(-cols // CHUNK), -(-cols // self.ACT_GROUP)
         return {
@@ -62,18 +63,21 @@ class BinaryPlanes:
         if not self._holds(matrix):
             raise ValueError(f"not {self.planes} binary planes around {self.zero} in groups of {self.ACT_GROUP}")
         assert isinstance(matrix, Planes)
-        rows, cols = matrix.shape
-        parts: dict[str, np.ndarray] = {name: np.zeros(s, t) for name, (t, s) in self.layout(rows, cols).items()}
+        parts = empty(self.layout(*matrix.shape))
         parts["zero"][:] = self.zero
-        for plane, columns, place in self._spans(cols):
-            parts["data"][:, place] = _ONE_PLANE.pack_codes(matrix.bits[plane, :, columns])
-        grids = matrix.scale.transpose(1, 2, 0).reshape(rows, -1)  # planes within groups
-        parts["scale"][:] = by_block(grids)
-        if matrix.offset is not None:
-            parts["offset"][:] = by_block(matrix.offset)
-        if not all(np.isfinite(parts[name]).all() for name in ("scale", "offset")):
-            raise ValueError("scales beyond float16's range")
+        each = {name: part for name, part in parts.items() if name != "zero" and (name != "offset" or self.offsets)}
+        fill_by_rows(each, matrix, self._fill)
         return parts
+
+    def _fill(self, parts: Parts, matrix: Matrix) -> None:
+        assert isinstance(matrix, Planes)
+        for plane, columns, place in self._spans(matrix.shape[1]):
+            data = np.empty((len(parts["data"]), place.stop - place.start), np.uint8)
+            _ONE_PLANE.pack_codes(matrix.bits[plane, :, columns], data)
+            parts["data"][:, place] = data
+        fill_grid(parts["scale"], *matrix.scale)
+        if matrix.offset is not None:
+            fill_grid(parts["offset"], matrix.offset)
 
     def _spans(self, cols: int) -> Iterator[tuple[int, slice, slice]]:
         """Plane, columns and bytes of every plane of every group."""

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lutra import native
 from lutra.runtime.formats import Coded, Matrix, to_float32
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 
-ROWS, BYTES, CHUNK = 16, 4, 32
+BYTES, CHUNK = 4, 32
 PER_ROW = 128  # columns that share an activation scale where a row of weights has one scale
 GROUPS = (32, 64, 128)
-AT_ONCE = 512  # rows packed together: few enough to stay in cache
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Uniform:
         group = int(found[1] or 0) if found else -1
         return cls(kernel, bits, group, bool(found[2]), group or PER_ROW) if found and group in (0, *GROUPS) else None
 
-    def layout(self, rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def layout(self, rows: int, cols: int) -> Layout:
         """The parts of a [rows, cols] matrix."""
         blocks, chunks = -(-rows // ROWS), -(-cols // self.chunk)
         groups = -(-cols // self.group) if self.group else 1
@@ -61,60 +62,59 @@ class Uniform:
     def accepts(self, matrix: object) -> bool:
         """Whether the matrix is integers on grids that these groups hold exactly."""
         try:
-            _, scale, zero = self._fit(matrix)
+            codes, add, scale, zero = self._fit(matrix)
         except ValueError:
             return False
         exact = [] if zero.size == 1 else [zero]
         exact += [scale] if scale.shape[1] > 1 else []
         with np.errstate(over="ignore"):
-            return all(np.array_equal(x, x.astype(np.float16)) for x in exact)
+            return not (codes + add >> self.bits).any() and all(np.array_equal(x, x.astype(np.float16)) for x in exact)
 
-    def _fit(self, matrix: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes from 0, float32 scales and zeros as stored but not yet rounded. ValueError if they cannot be."""
+    def _fit(self, matrix: object) -> tuple[np.ndarray, np.uint8, np.ndarray, np.ndarray]:
+        """Codes, as bytes, and what makes them count from 0; scales and zeros as stored but not yet rounded.
+
+        ValueError if they cannot be stored; codes of more bits are not among the reasons.
+        """
         if not isinstance(matrix, Coded):
             raise ValueError("not integers")
-        codes, levels = matrix.codes, 1 << self.bits
+        codes, add = matrix.codes, np.uint8(0)
         scale, zero = matrix.regrouped(self.group)
         zero = np.zeros((1, 1), np.float32) if zero is None else zero
         if codes.dtype == np.int8 and self.bits == 1:  # -1 and 1
-            fits = np.array_equal(np.abs(codes), np.ones_like(codes))
+            if not np.array_equal(np.abs(codes), np.ones_like(codes)):
+                raise ValueError(f"{self.KERNEL} holds -1 and 1, not codes {codes.min()}..{codes.max()}")
             codes, scale, zero = codes > 0, 2 * scale, zero / 2 + np.float32(0.5)
         elif codes.dtype == np.int8:
-            fits = codes.min() >= -levels // 2 and codes.max() < levels // 2
-            codes, zero = codes.view(np.uint8) + np.uint8(levels // 2), zero + np.float32(levels // 2)
-        else:
-            fits = codes.max() < levels
-        if not fits:
-            raise ValueError(
-                f"{self.KERNEL} holds {levels} levels, not codes {matrix.codes.min()}..{matrix.codes.max()}"
-            )
+            add = np.uint8(1 << self.bits - 1)
+            zero = zero + np.float32(add)
         if not self.zeros:
             if (zero != zero.flat[0]).any():
                 raise ValueError("zeros that differ")
             zero = zero.reshape(-1)[:1]
-        return codes.astype(np.uint8), scale, np.broadcast_to(zero, scale.shape) if self.zeros else zero
+        return codes.view(np.uint8), add, scale, np.broadcast_to(zero, scale.shape) if self.zeros else zero
 
-    def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
+    def pack(self, matrix: Matrix) -> Parts:
         """The parts of a matrix: integers as they are, floats rounded to the nearest of the grid's steps.
 
         ValueError for integers that the format cannot hold.
         """
-        rows, cols = matrix.shape
-        parts: dict[str, np.ndarray] = {name: np.zeros(s, t) for name, (t, s) in self.layout(rows, cols).items()}
-        for begin in range(0, rows, AT_ONCE):  # a few at a time: a matrix can be large
-            some = matrix[begin : begin + AT_ONCE]
-            codes, scale, zero = self._fit(some if isinstance(some, Coded) else self._round(to_float32(some)))
-            blocks = slice(begin // ROWS, begin // ROWS - (-len(codes) // ROWS))
-            parts["data"][blocks] = self.pack_codes(codes)
-            parts["scale"][blocks] = by_block(scale)
+        parts = empty(self.layout(*matrix.shape))
+        zeros: set[float] = set()  # of the pieces
+
+        def fill(some: Parts, rows: Matrix) -> None:
+            codes, add, scale, zero = self._fit(rows if isinstance(rows, Coded) else self._round(to_float32(rows)))
+            self.pack_codes(codes, some["data"], int(add))
+            fill_grid(some["scale"], scale)
             if self.zeros:
-                parts["zero"][blocks] = by_block(zero)
+                fill_grid(some["zero"], zero)
             else:
-                if begin and parts["zero"][0] != zero[0]:
-                    raise ValueError("zeros that differ")
-                parts["zero"][:] = zero
-        if not all(np.isfinite(parts[name]).all() for name in ("scale", "zero")):
-            raise ValueError("scales beyond float16's range")
+                zeros.add(zero[0])
+
+        fill_by_rows({name: part for name, part in parts.items() if name != "zero" or self.zeros}, matrix, fill)
+        if len(zeros) > 1:
+            raise ValueError("zeros that differ")
+        if zeros:
+            parts["zero"][:] = zeros.pop()
         return parts
 
     def _round(self, values: np.ndarray) -> Coded:
@@ -143,22 +143,12 @@ class Uniform:
         scale = 2 * np.abs(groups).sum(axis=2) / counts.astype(np.float32)
         return scale, np.full_like(scale, 0.5)
 
-    def pack_codes(self, codes: np.ndarray) -> np.ndarray:
-        """The data of codes uint8 [rows, cols]: uint8 [blocks, chunks * bits * 64]."""
-        rows, cols = codes.shape
-        blocks, chunks = -(-rows // ROWS), -(-cols // self.chunk)
-        if (rows, cols) != (blocks * ROWS, chunks * self.chunk) or not codes.flags.c_contiguous:
-            padded = np.zeros((blocks * ROWS, chunks * self.chunk), np.uint8)
-            padded[:rows, :cols] = codes
-            codes = padded
-        steps = codes.view(np.uint32).reshape(
-            blocks, ROWS, chunks, -1
-        )  # of four columns: fields do not leave their byte
-        data = np.empty((blocks, chunks, self.bits * self.chunk // 32, ROWS), np.uint32)
-        for width, shift in self.planes:
-            first, count = shift * self.chunk // 32, width * self.chunk // 32
-            data[:, :, first : first + count] = _pack_plane(steps >> np.uint32(shift), width)
-        return data.view(np.uint8).reshape(blocks, -1)
+    def pack_codes(self, codes: np.ndarray, data: np.ndarray, add: int = 0) -> None:
+        """Codes [rows, cols], a byte each, plus ``add``, to data: uint8 [blocks, chunks * bits * 64].
+
+        ValueError for codes of more bits.
+        """
+        native.pack_codes(codes, self.bits, self.chunk, add, data)
 
     @property
     def planes(self) -> list[tuple[int, int]]:
@@ -182,31 +172,6 @@ class Uniform:
         scale, zero = by_row(parts["scale"], rows), parts["zero"]
         zero = by_row(zero, rows) if self.zeros else np.broadcast_to(zero[None], scale.shape)
         return Coded(self.unpack_codes(parts["data"], rows, cols), scale, zero, self.group)
-
-
-def _pack_plane(steps: np.ndarray, width: int) -> np.ndarray:
-    """The lowest bits of uint32 [blocks, 16, chunks, steps]: uint32 [blocks, chunks, width * steps / 8, 16]."""
-    blocks, rows, chunks, count = steps.shape
-    fields = steps.reshape(blocks, rows, chunks, width * count // 8, 8 // width)
-    mask = np.uint32(0x01010101 * ((1 << width) - 1))
-    packed = fields[..., 0] & mask
-    for i in range(1, 8 // width):
-        packed |= (fields[..., i] & mask) << np.uint32(width * i)
-    return packed.transpose(0, 2, 3, 1)
-
-
-def by_block(grid: np.ndarray) -> np.ndarray:
-    """[rows, groups] to [blocks, groups * 16]"""
-    rows, groups = grid.shape
-    padded = np.zeros((-(-rows // ROWS) * ROWS, groups), np.float32)
-    padded[:rows] = grid
-    return padded.reshape(-1, ROWS, groups).swapaxes(1, 2).reshape(-1, groups * ROWS)
-
-
-def by_row(grid: np.ndarray, rows: int) -> np.ndarray:
-    """[blocks, groups * 16] to float32 [rows, groups]"""
-    groups = grid.shape[1] // ROWS
-    return grid.reshape(-1, groups, ROWS).swapaxes(1, 2).reshape(-1, groups)[:rows].astype(np.float32)
 
 
 def _stored(scale: np.ndarray) -> np.ndarray:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.runtime.formats import Coded, Matrix, to_float32
+from lutra.runtime.formats._blocks import AT_ONCE
 from lutra.runtime.formats._uniform import Uniform
+from lutra.runtime.threads import in_pieces
 
 TYPICAL = "q8"
 
@@ -38,15 +40,19 @@ class Rows:
 
     def pack(self, matrix: Matrix) -> dict[str, np.ndarray]:
         """The parts of any matrix: integers as they are, floats rounded to the nearest of 255 steps."""
-        if isinstance(matrix, Coded) and self.accepts(matrix):
-            return {"data": matrix.codes, "scale": matrix.scale[:, 0]}
         data = np.empty(matrix.shape, np.int8)
         scale = np.empty((matrix.shape[0], 1), np.float32)
-        for begin in range(0, len(data), 4096):  # a slice at a time: a vocabulary is large
-            rows = slice(begin, begin + 4096)
-            values = to_float32(matrix[rows])
+
+        def piece(rows: slice) -> None:  # a vocabulary is large
+            some = matrix[rows]
+            if isinstance(some, Coded) and self.accepts(some):
+                data[rows], scale[rows] = some.codes, some.scale
+                return
+            values = to_float32(some)
             scale[rows] = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
             data[rows] = np.rint(values / np.where(scale[rows] > 0, scale[rows], 1))
+
+        in_pieces(piece, len(data), max(1, AT_ONCE // max(1, matrix.shape[1])))
         return {"data": data, "scale": scale[:, 0]}
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:

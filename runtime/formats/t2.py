@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Coded, Matrix, Unread
+from lutra.runtime.formats._blocks import Parts
 from lutra.runtime.formats._uniform import Uniform
 from lutra.runtime.formats.t5 import accepts as is_ternary
 
@@ -23,11 +24,16 @@ def accepts(matrix: object) -> bool:
     return is_ternary(matrix)
 
 
-def pack(matrix: Coded) -> dict[str, np.ndarray]:
+def pack(matrix: Matrix) -> Parts:
     """The parts of a ternary matrix, as codes 0, 1, 2 around 1; ValueError for any other."""
-    if not accepts(matrix):
+    return _GRID.pack(Unread(matrix.shape, lambda begin, end: _from_zero(matrix[begin:end])))  # type: ignore[arg-type]
+
+
+def _from_zero(matrix: Matrix) -> Coded:
+    if not is_ternary(matrix):
         raise ValueError("t2 stores ternary matrices only")
-    return _GRID.pack(Coded((matrix.codes + np.int8(1)).view(np.uint8), matrix.scale, np.ones_like(matrix.scale)))
+    assert isinstance(matrix, Coded)
+    return Coded((matrix.codes + np.int8(1)).view(np.uint8), matrix.scale, np.ones_like(matrix.scale))
 
 
 def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:

@@ -14,22 +14,23 @@ neighbouring activations. Rows and columns beyond the matrix's are 0.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 
+from lutra import native
 from lutra.runtime.errors import UnsupportedModelError
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Coded, Matrix
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, empty, fill_by_rows, fill_grid
 
-ROWS, BYTES, DIGITS = 16, 4, 5
+BYTES, DIGITS = 4, 5
 GROUP = BYTES * DIGITS
 MAX_COLS = 65536  # kernels sum 256 times a result in 32 bits (native/kernels/t5.h)
 KERNEL = "t5"
 ACT_GROUP = 0
 
-_BYTE = (128 + np.floor_divide(2 * 256 * np.arange(-121, 122) + 243, 2 * 243)).astype(np.uint8)  # u, by m + 121
-_AT_ONCE = 8  # blocks packed together: few enough to stay in cache
 
-
-def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+def layout(rows: int, cols: int) -> Layout:
     """The parts of a [rows, cols] matrix. Raises UnsupportedModelError for rows that are too long to sum exactly."""
     if cols > MAX_COLS:
         raise UnsupportedModelError(f"t5 holds rows of at most {MAX_COLS} weights, not {cols}")
@@ -39,36 +40,26 @@ def layout(rows: int, cols: int) -> dict[str, tuple[type, tuple[int, ...]]]:
 
 def accepts(matrix: object) -> bool:
     """Whether the matrix is ternary."""
-    if not isinstance(matrix, Coded) or matrix.group or matrix.zero is not None or matrix.codes.dtype != np.int8:
-        return False
-    return bool(np.all(np.abs(matrix.codes) <= 1))
+    return _is_by_row(matrix) and bool(np.all(np.abs(matrix.codes) <= 1))
 
 
-def pack(matrix: Coded) -> dict[str, np.ndarray]:
+def _is_by_row(matrix: object) -> TypeGuard[Coded]:
+    """Whether the matrix is integers around 0 with a scale per row."""
+    return isinstance(matrix, Coded) and not matrix.group and matrix.zero is None and matrix.codes.dtype == np.int8
+
+
+def pack(matrix: Matrix) -> Parts:
     """The parts of a ternary matrix; ValueError for any other."""
-    if not accepts(matrix):
+    parts = empty(layout(*matrix.shape))
+    fill_by_rows({**parts, "scale": parts["scale"].reshape(-1, ROWS)}, matrix, _fill)
+    return parts
+
+
+def _fill(parts: Parts, matrix: Matrix) -> None:
+    if not _is_by_row(matrix):
         raise ValueError("t5 stores ternary matrices only")
-    rows, cols = matrix.shape
-    shapes = layout(rows, cols)
-    blocks, width = shapes["data"][1]
-    data = np.empty((blocks, width), np.uint8)
-    for begin in range(0, blocks, _AT_ONCE):  # a few at a time: a matrix can be large
-        end = min(begin + _AT_ONCE, blocks)
-        data[begin:end] = _pack_blocks(matrix.codes[begin * ROWS : end * ROWS], end - begin, width)
-    scale = np.zeros(blocks * ROWS, np.float32)
-    scale[:rows] = matrix.scale[:, 0]
-    return {"data": data, "scale": scale}
-
-
-def _pack_blocks(codes: np.ndarray, blocks: int, width: int) -> np.ndarray:
-    groups = width // (ROWS * BYTES)
-    padded = np.ones((blocks * ROWS, groups * GROUP), np.uint8)
-    np.add(codes, 1, out=padded[: codes.shape[0], : codes.shape[1]], casting="unsafe")
-    trits = padded.reshape(blocks, ROWS, groups, DIGITS, BYTES)
-    m = np.zeros((blocks, ROWS, groups, BYTES), np.uint8)  # plus 121, as every trit is plus 1
-    for d in range(DIGITS):
-        m = 3 * m + trits[:, :, :, d]
-    return _BYTE[m.transpose(0, 2, 1, 3)].reshape(blocks, width)
+    native.pack_trits(matrix.codes, parts["data"])
+    fill_grid(parts["scale"], matrix.scale)
 
 
 def unpack(rows: int, cols: int, parts: dict[str, np.ndarray]) -> Coded:

@@ -13,7 +13,8 @@ import numpy as np
 
 from lutra.runtime.formats import Planes
 from lutra.runtime.formats._planes import BinaryPlanes
-from lutra.tools.loops import compiled, in_pieces, spans
+from lutra.runtime.threads import in_pieces
+from lutra.tools.loops import compiled, spans
 
 ROUNDS = 15
 AT_ONCE = 2048  # groups worked on together

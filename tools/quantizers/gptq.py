@@ -13,7 +13,8 @@ import numpy as np
 
 from lutra.runtime.formats import Coded
 from lutra.runtime.formats._uniform import Uniform
-from lutra.tools.loops import compiled, in_pieces
+from lutra.runtime.threads import in_pieces
+from lutra.tools.loops import compiled
 from lutra.tools.quantizers import rtn
 
 CALIBRATED = True

@@ -14,7 +14,8 @@ import numpy as np
 
 from lutra.runtime.formats import Coded, Matrix
 from lutra.runtime.formats._uniform import Uniform
-from lutra.tools.loops import compiled, in_pieces, spans
+from lutra.runtime.threads import in_pieces
+from lutra.tools.loops import compiled, spans
 
 REACHES = np.linspace(0.4, 1.0, 13, dtype=np.float32)  # shares of the range that the first grids reach
 ROUNDS = 5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime.formats import Coded
-from lutra.tools.loops import in_pieces
+from lutra.runtime.threads import in_pieces
 
 AT_ONCE = 1 << 16  # elements worked on together: few enough to stay in cache
 
