@@ -37,7 +37,8 @@ __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
 AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
 LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
-SAMPLE = 512  # rows or columns of a matrix that is timed
+SAMPLE = 512  # rows or columns of a matrix that is timed; of one whose time grows faster than its elements:
+LARGER = 1024
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,14 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
     if getattr(method, "CALIBRATED", False):
         return None
     rng, total = np.random.default_rng(0), 0.0
+    work: Callable[..., float] = getattr(method, "work", lambda rows, cols, codec: rows * cols)
+    longest = LARGER if hasattr(method, "work") else SAMPLE
     each = [p for whole in plan for p in whole.each or (whole,)]
     for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in each).items():
-        smaller = max(1.0, max(rows, cols) / SAMPLE)
+        codec, smaller = formats.codec(format), max(1.0, max(rows, cols) / longest)
         values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
         started = time.perf_counter()
-        method.quantize(values, formats.codec(format))
+        method.quantize(values, codec)
         seconds = time.perf_counter() - started
-        total += count * seconds * (rows * cols / values.size) ** (getattr(method, "DEGREE", 2) / 2)
+        total += count * seconds * work(rows, cols, codec) / work(*values.shape, codec)
     return total
