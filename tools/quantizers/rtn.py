@@ -19,7 +19,7 @@ from lutra.tools.loops import compiled, in_pieces, spans
 REACHES = np.linspace(0.4, 1.0, 5)  # shares of the range that the first grids reach
 FINER = (-0.075, 0.075), (-0.0375, 0.0375)  # what is then tried beside the best of them
 ROUNDS = {False: 2, True: 4}  # of Lloyd's iteration, by "zeros of their own": with these there is more to find
-AT_ONCE = 1 << 17  # elements worked on together: few enough for a cache, but of
+AT_ONCE = 1 << 19  # elements worked on together: few enough for a cache, but of
 SOME = 256  # groups at least: enough for what every call of numpy costs
 TILE = 512  # groups whose sums stay in the nearest cache
 LEAST = np.float32(1e-30)  # a smaller scale is as good as 0
@@ -207,8 +207,7 @@ def _least_squares(
 
 def inverse(scale: np.ndarray) -> np.ndarray:
     """What values are multiplied with: 1 / scale, or 0."""
-    known = np.abs(scale) > LEAST
-    return np.where(known, np.float32(1) / np.where(known, scale, np.float32(1)), np.float32(0))
+    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=np.abs(scale) > LEAST)
 
 
 def _stored(x: np.ndarray, halves: bool = True) -> np.ndarray:
