@@ -603,19 +603,20 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         attrs["window"] = (0, 1, 5, 64, 0, 70, 255)[i % 7]
         attrs["cap"] = (0.0, 0.0, 0.0, 2.5)[i % 4]
         args = (Rows(q), Session(kv_type, pos, 1, keys, values))
-        bound = attention_bound(q, keys, values, heads, attrs, KV_TYPES[kv_type].bits > 0)
+        bound = attention_bound(q, keys, values, heads, attrs, KV_TYPES[kv_type].bits)
         label = f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}, window {attrs['window']}, cap {attrs['cap']}"
         yield Case(label, ops.attention, args, attrs, bound)
 
 
 def attention_bound(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, attrs: dict[str, Any], integer: bool
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, heads: int, attrs: dict[str, Any], bits: int
 ) -> np.ndarray:
     """A score is off by a rounding for each of its products; a weight, e^(score - most), by that twice and those of
     e^x; then there is a sum over positions above and one below the line, rescaled once a tile.
 
-    An integer cache rounds queries to half of 2^-13 of their largest number, and weights times scales to half of 2^-13
-    of the largest in 64 positions: each position's value is off by that."""
+    An integer cache of so many bits rounds queries to half of 2^-13 of the largest number in 32 columns, or of 1/127 of
+    it at 4 bits, and weights times scales to half of 2^-13 of the largest in 64 positions: each position's value is off
+    by that."""
     positions, kv_heads, head_dim = keys.shape
     scale = attrs["scale"]
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
@@ -623,9 +624,12 @@ def attention_bound(
     size = np.einsum("qhd,phd->hqp", x, k).max(axis=2) * scale
     score = (head_dim + 3) * EPS * size + 12 * EPS * attrs["cap"]  # capping makes no error larger
     rounded = 0
-    if integer:
-        step = 2.0**-14 * 1.01  # and the floats on the way
-        score = score + step * scale * x.max(axis=2).T * k.sum(axis=2).max(axis=0)[:, None]
+    if bits:
+        query_step = 1.01 / (254 if bits == 4 else 2**14)  # and the floats on the way
+        for at in range(0, head_dim, 32):
+            some = x[:, :, at : at + 32].max(axis=2).T
+            score = score + query_step * scale * some * k[:, :, at : at + 32].sum(axis=2).max(axis=0)[:, None]
+        step = 2.0**-14 * 1.01
         weight = attention_weights(q, keys, heads, attrs)
         for at in range(0, positions, 64):
             some = weight[:, :, at : at + 64]
@@ -633,7 +637,7 @@ def attention_bound(
             rounded = rounded + some.shape[2] * step * some.max(axis=2) * most
     relative = np.expm1(2 * score) + (2 * positions + 40) * EPS
     bound = relative.T[:, :, None] * v.max(axis=0)
-    if integer:
+    if bits:
         bound = bound + (rounded * (1 + np.expm1(2 * score))).T[:, :, None]
     return bound.reshape(q.shape) + positions * TINY
 

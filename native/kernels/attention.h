@@ -69,7 +69,7 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
     for (int32_t j = 0; j < s->count; j++) {
         if (s->seen[j] <= s->passed[j]) {
             keep[j] = 1;
-            memset(score[j], 0, sizeof score[j]);
+            for (int32_t t = 0; t < TILE; t += 16) vstore(score[j] + t, vset1(0));
             continue;
         }
         f32x16 total = vset1(0);
@@ -78,7 +78,7 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
             vstore(score[j] + t, weight);
             total = vadd(total, weight);
         }
-        memset(score[j], 0, (size_t)s->passed[j] * sizeof *score[j]);
+        for (int32_t t = 0; t < s->passed[j]; t++) score[j][t] = 0;
         s->sum[j] = s->sum[j] * keep[j] + vsum(total);
     }
 }

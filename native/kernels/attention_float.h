@@ -26,13 +26,12 @@ static float take_query(queries *q, int32_t j, const float *from, int32_t n, int
     return 1;
 }
 
-/* score[j][lane] = q_j . k, for the positions of `blocks` blocks, from `at` on. Asks for what comes next: these
- * positions' values, and the next blocks' keys. */
+/* score[j][lane] = q_j . k, for the positions of `blocks` blocks, from `at` on. Asks for the keys behind them. */
 static inline __attribute__((always_inline)) void score_blocks(float (*score)[TILE], const float *q, const kv_head *cache,
                                                                int64_t at, int32_t columns, int queries, int blocks) {
     f32x16 sum[ABREAST][BLOCKS];
     const int64_t block_bytes = (int64_t)columns * KV_BYTES;
-    const uint8_t *k = cache->keys.codes + at / LANES * block_bytes, *v = cache->values.codes + at / LANES * block_bytes;
+    const uint8_t *k = cache->keys.codes + at / LANES * block_bytes;
     for (int j = 0; j < queries; j++)
         for (int b = 0; b < blocks; b++) sum[j][b] = vset1(0);
     for (int32_t c = 0; c < columns; c++) {
@@ -40,9 +39,7 @@ static inline __attribute__((always_inline)) void score_blocks(float (*score)[TI
         for (int b = 0; b < blocks; b++) {
             const int64_t offset = b * block_bytes + (int64_t)c * KV_BYTES;
             codes[b] = kv_load(k + offset);
-            if (queries > FEW) continue;
-            __builtin_prefetch(v + offset);
-            __builtin_prefetch(k + offset + BLOCKS * block_bytes);
+            if (queries <= FEW) __builtin_prefetch(k + offset + BLOCKS * block_bytes);
         }
         for (int j = 0; j < queries; j++)
             for (int b = 0; b < blocks; b++) sum[j][b] = vfma(vset1(q[j * Q_STRIDE + c]), codes[b], sum[j][b]);
@@ -51,16 +48,20 @@ static inline __attribute__((always_inline)) void score_blocks(float (*score)[TI
         for (int b = 0; b < blocks; b++) vstore(score[j] + b * LANES, sum[j][b]);
 }
 
-/* y_j = y_j * keep[j] + sum of weight[j][t] * v[t] for begin <= t < end, for `width` vectors of columns */
-static inline __attribute__((always_inline)) void blend_columns(float *const *y, int32_t at, const float *keep,
-                                                                const float *weight, const uint8_t *v, int64_t stride,
+/* y_j += sum of weight[j][t] * v[t] for begin <= t < end, for `width` vectors of columns. ahead: bytes to the values that
+ * will be wanted next. */
+static inline __attribute__((always_inline)) void blend_columns(float *const *y, int32_t at, const float *weight,
+                                                                const uint8_t *v, int64_t stride, int64_t ahead,
                                                                 int32_t begin, int32_t end, int queries, int width) {
     f32x16 sum[ABREAST][BLOCKS];
     for (int j = 0; j < queries; j++)
-        for (int w = 0; w < width; w++) sum[j][w] = vmul(vload(y[j] + at + w * 16), vset1(keep[j]));
+        for (int w = 0; w < width; w++) sum[j][w] = vload(y[j] + at + w * 16);
     for (int32_t t = begin; t < end; t++) {
         f32x16 codes[BLOCKS];
-        for (int w = 0; w < width; w++) codes[w] = kv_load(v + t * stride + w * KV_BYTES);
+        for (int w = 0; w < width; w++) {
+            codes[w] = kv_load(v + t * stride + w * KV_BYTES);
+            if (queries <= FEW) __builtin_prefetch(v + t * stride + w * KV_BYTES + ahead);
+        }
         for (int j = 0; j < queries; j++)
             for (int w = 0; w < width; w++) sum[j][w] = vfma(vset1(weight[j * TILE + t]), codes[w], sum[j][w]);
     }
@@ -82,28 +83,39 @@ static void score_tile(const batch *s, scores score, const kv_head *cache, int64
         }
 }
 
-/* Some queries see what the first of them does; what the others see beyond that is added one by one. */
-static inline __attribute__((always_inline)) void blend_vectors(const batch *s, scores weight, const float *keep,
-                                                                const uint8_t *v, int64_t stride, int32_t at, int width) {
-    const float one = 1;
+/* Positions begin <= t < end. Some queries see what the first of them does; what the others see beyond that is added one
+ * by one. */
+static inline __attribute__((always_inline)) void blend_vectors(const batch *s, scores weight, const uint8_t *v,
+                                                                int64_t stride, int32_t at, int32_t begin, int32_t end,
+                                                                int width) {
+    const int64_t ahead = (end - begin) * stride;
     for (int32_t j = 0, m; j < s->count; j += m) {
         m = abreast(s->count - j);
-#define BLEND(queries) blend_columns(s->y + j, at, keep + j, weight[j], v, stride, 0, s->seen[j], queries, width)
-        AT_A_TIME(m, BLEND)
-        for (int32_t i = j; i < j + m; i++)
-            if (s->seen[i] > s->seen[j])
-                blend_columns(s->y + i, at, &one, weight[i], v, stride, s->seen[j], s->seen[i], 1, width);
+        const int32_t all = lt_min(end, s->seen[j]);
+#define BLEND(queries) blend_columns(s->y + j, at, weight[j], v, stride, ahead, begin, all, queries, width)
+        if (all > begin) AT_A_TIME(m, BLEND)
+        for (int32_t i = j; i < j + m; i++) {
+            const int32_t first = lt_max(begin, s->seen[j]), last = lt_min(end, s->seen[i]);
+            if (last > first) blend_columns(s->y + i, at, weight[i], v, stride, ahead, first, last, 1, width);
+        }
     }
 }
 
 static void blend_tile(const batch *s, const slab *of, scores weight, const float *keep, int64_t at) {
     const int64_t stride = kv_row_bytes(of->columns);
     const uint8_t *v = of->cache->values.codes + at * stride + (int64_t)of->first / 16 * KV_BYTES;
-    for (int32_t i = 0, m; i < of->vectors; i += m) {
-        m = lt_min(BLOCKS, of->vectors - i);
-        if (BLOCKS > 1 && m == BLOCKS) blend_vectors(s, weight, keep, v + i * KV_BYTES, stride, i * 16, BLOCKS);
-        else blend_vectors(s, weight, keep, v + i * KV_BYTES, stride, i * 16, 1);
-    }
+    const int32_t seen = s->seen[s->count - 1];
+    const int32_t some = s->count <= FEW ? LANES : TILE; /* positions: memory is read in order, or sums are stored less */
+    for (int32_t j = 0; j < s->count; j++)
+        for (int32_t i = 0; i < of->vectors * 16; i += 16)
+            vstore(s->y[j] + i, vmul(vload(s->y[j] + i), vset1(keep[j])));
+    for (int32_t t = 0; t < seen; t += some)
+        for (int32_t i = 0, m; i < of->vectors; i += m) {
+            m = lt_min(BLOCKS, of->vectors - i);
+            const int32_t end = lt_min(t + some, seen);
+            if (BLOCKS > 1 && m == BLOCKS) blend_vectors(s, weight, v + i * KV_BYTES, stride, i * 16, t, end, BLOCKS);
+            else blend_vectors(s, weight, v + i * KV_BYTES, stride, i * 16, t, end, 1);
+        }
 }
 
 #include "attention.h"

@@ -1,9 +1,12 @@
 /* attention of integer caches, multiplied as integers.
  *
- * A query becomes whole numbers of up to 2^13 with one scale, and each of them two digits in base 128: hi * 128 + lo,
- * both in -64..64. So do the weights of a tile, times the scales of a group's values. Digits are rows of int8 codes that
- * meet the cache's bytes in tiles (tile.h); their sums are exact. */
-#include "tile.h"
+ * A query becomes whole numbers of up to KEY_MOST, with a scale for each group of columns; so do the weights of a tile,
+ * times the scales of a group's values, of up to 2^13. Numbers beyond 127 are two digits in base 128: hi * 128 + lo, both
+ * in -64..64. Digits are rows of int8 codes that meet the cache's bytes as they lie there; their sums are exact.
+ *
+ * A query of a 4-bit cache has 8 bits, as its own rounding is nothing beside the keys'. Weights have more: beside a
+ * large one, many small ones would each be rounded to nothing. */
+#include "i8x64.h"
 #include "../kv_cache.h"
 
 enum { ABREAST = TILE_TOKENS >= 8 ? 4 : TILE_TOKENS >= 4 ? 2 : 1 }; /* queries at a time, of two digits each */
@@ -12,92 +15,139 @@ enum { ABREAST = TILE_TOKENS >= 8 ? 4 : TILE_TOKENS >= 4 ? 2 : 1 }; /* queries a
 
 enum {
     WHOLE_MOST = 1 << 13,
+    KEY_DIGITS = KV_MOST > 15 ? 2 : 1,
+    KEY_MOST = KEY_DIGITS == 2 ? WHOLE_MOST : 127,
+    KEY_SAFE = SAFE_STEPS((KEY_DIGITS == 2 ? 64 : 127) * KV_MOST),
     SAFE = SAFE_STEPS(64 * KV_MOST),
-    GROUP_STEPS = KV_GROUP / STEP,
-    HALF_STEPS = GROUP_STEPS / KV_HALVES,
-    TILE_STEPS = TILE / STEP,
+    HALF_STEPS = KV_GROUP / STEP / KV_HALVES,
+    BLOCK_STEPS = LANES / STEP,
+    GROUPS = WIDEST / KV_GROUP,
 };
 
 /* Rows of digits lie columns + VECTOR apart: no power of two, which would share few lines of L1. A head wider than
  * WIDEST is the only one. */
 struct queries {
-    _Alignas(64) int8_t digits[QUERIES * 2 * (WIDEST + VECTOR)];
-    int32_t zero[QUERIES * (WIDEST / KV_GROUP)]; /* [queries][groups]: what KV_ZERO adds to their products */
+    _Alignas(64) int8_t digits[QUERIES * KEY_DIGITS * (WIDEST + VECTOR)];
+    int32_t zero[QUERIES * GROUPS]; /* [queries][groups]: what KV_ZERO adds to their products */
+    float unit[QUERIES * GROUPS];   /* of their whole numbers */
 };
 
-/* Sixteen numbers, rounded, as digits; returns them rounded. */
-static inline f32x16 split(f32x16 x, int8_t *hi, int8_t *lo) {
-    const f32x16 whole = vrint(x), high = vrint(vmul(whole, vset1(1.0f / 128)));
-    vstore_i8(hi, high);
-    vstore_i8(lo, vfnma(high, vset1(128), whole));
-    return whole;
+/* Sixty-four whole numbers of up to 2^13 as two digits. */
+LT_INLINE void split(const i32x16 x[4], int8_t *hi, int8_t *lo) {
+    i32x16 high[4], low[4];
+    for (int i = 0; i < 4; i++) {
+        high[i] = ishr(iadd(x[i], iset1(64)), 7);
+        low[i] = isub(x[i], ishl(high[i], 7));
+    }
+    istore_i8(hi, high);
+    istore_i8(lo, low);
 }
 
-/* What the products of both digits are together, without the zeros of the codes. */
-LT_INLINE f32x16 join(i32x16 hi, i32x16 lo, int32_t zero) {
-    return vfrom_i32(isub(iadd(ishl(hi, 7), lo), iset1(zero)));
+/* What the products of all digits are together, without the zeros of the codes. */
+LT_INLINE f32x16 join(const i32x16 (*sums)[TILE_BLOCKS], int block, int digits, int32_t zero) {
+    const i32x16 all = digits == 2 ? iadd(ishl(sums[0][block], 7), sums[1][block]) : sums[0][block];
+    return vfrom_i32(isub(all, iset1(zero)));
 }
 
 static float take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
     const int32_t stride = columns + VECTOR, groups = kv_groups(columns);
-    int8_t *digits = q->digits + (int64_t)j * 2 * stride;
-    f32x16 largest = vset1(0);
-    for (int32_t c = 0; c < n; c += 16)
-        largest = vmax(largest, vabs(n - c < 16 ? vloadn(from + c, n - c) : vload(from + c)));
-    const float most = vhmax(largest), by = most > 1e-30f ? WHOLE_MOST / most : 1; /* or all become 0 */
-    for (int32_t g = 0; g < groups; g++) {
-        f32x16 sum = vset1(0);
-        for (int32_t c = g * KV_GROUP; c < (g + 1) * KV_GROUP; c += 16) {
-            const f32x16 x = n - c >= 16 ? vload(from + c) : n > c ? vloadn(from + c, n - c) : vset1(0);
-            sum = vadd(sum, split(vmul(x, vset1(by)), digits + c, digits + stride + c));
+    int8_t *digits = q->digits + (int64_t)j * KEY_DIGITS * stride;
+    for (int32_t g = 0, c = 0; g < groups; g++, c += KV_GROUP) {
+        f32x16 x[2];
+        for (int i = 0; i < 2; i++) {
+            const int32_t left = n - c - i * 16;
+            x[i] = left >= 16 ? vload(from + c + i * 16) : left > 0 ? vloadn(from + c + i * 16, left) : vset1(0);
         }
-        q->zero[j * groups + g] = KV_ZERO * (int32_t)vsum(sum);
+        const float most = vhmax(vmax(vabs(x[0]), vabs(x[1]))), by = most > 1e-30f ? KEY_MOST / most : 0;
+        const i32x16 whole[4] = {vto_i32(vmul(x[0], vset1(by))), vto_i32(vmul(x[1], vset1(by))), izero(), izero()};
+        int8_t hi[64], lo[64];
+        if (KEY_DIGITS == 2) {
+            split(whole, hi, lo);
+            memcpy(digits + stride + c, lo, KV_GROUP);
+        } else istore_i8(hi, whole);
+        memcpy(digits + c, hi, KV_GROUP);
+        q->zero[j * groups + g] = KV_ZERO * (int32_t)vsum(vfrom_i32(iadd(whole[0], whole[1])));
+        q->unit[j * groups + g] = most / KEY_MOST;
     }
-    return 1 / by;
+    return 1;
 }
 
-typedef uint8_t key_panel[WIDEST / STEP][TILE_BLOCKS][VECTOR];
+/* Sums of `rows` rows of digits times the codes of a tile's blocks, which come step by step; narrow ones are put by
+ * before they could overflow. */
+typedef struct {
+    narrow some[TILE_TOKENS][TILE_BLOCKS];
+    i32x16 all[TILE_TOKENS][TILE_BLOCKS];
+} products;
 
-/* Some columns, from `first` on, of the keys of a tile's blocks. Asks for what comes next: these positions' values, and
- * the next blocks' keys. */
-static void take_keys(key_panel panel, const kv_head *cache, const int64_t at[TILE_BLOCKS], int32_t columns, int32_t first,
-                      int32_t groups, int few) {
-    const int64_t row_bytes = kv_row_bytes(columns);
-    for (int32_t b = 0; b < TILE_BLOCKS; b++) {
-        const int64_t from = at[b] * row_bytes + (int64_t)first / KV_HALVES * LANES;
-        const uint8_t *k = cache->keys.codes + from, *v = cache->values.codes + from;
-        for (int32_t g = 0; g < groups; g++)
-            for (int32_t i = 0; i < HALF_STEPS; i++, k += VECTOR, v += VECTOR) {
-                const u8x64 codes = u8load(k);
-                if (few) {
-                    __builtin_prefetch(v);
-                    __builtin_prefetch(k + TILE_BLOCKS * LANES * row_bytes);
-                }
-                for (int h = 0; h < KV_HALVES; h++)
-                    u8store(panel[g * GROUP_STEPS + h * HALF_STEPS + i][b], kv_half(codes, h));
-            }
-    }
-    finish_panel(panel, groups * GROUP_STEPS);
+LT_INLINE void begin_products(products *s, int rows) {
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) {
+            s->some[r][b] = nzero();
+            s->all[r][b] = izero();
+        }
 }
 
-/* score[j][lane] += q_j . k, for these columns and the blocks of a tile. */
-LT_INLINE void score_columns(float (*score)[TILE], const queries *q, int32_t j, const key_panel panel,
-                             const uint16_t *const scales[TILE_BLOCKS], int32_t columns, int32_t first, int32_t groups,
-                             int queries) {
-    const int32_t stride = columns + VECTOR;
-    const int8_t *digits = q->digits + (int64_t)j * 2 * stride + first;
-    const int32_t *zero = q->zero + j * kv_groups(columns) + first / KV_GROUP;
+LT_INLINE void put_by(products *s, int rows, int last) {
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) {
+            s->all[r][b] = widen(s->all[r][b], s->some[r][b]);
+            if (!last) s->some[r][b] = nzero();
+        }
+}
+
+/* The n-th step. */
+LT_INLINE void add_step(products *s, const u8x64 w[TILE_BLOCKS], const int8_t *digits, int64_t stride, int rows, int n,
+                        int32_t safe) {
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 2
+        for (int b = 0; b < TILE_BLOCKS; b++) s->some[r][b] = dot4at(s->some[r][b], w[b], digits + r * stride);
+    }
+    if (safe < INT32_MAX && (n + 1) % safe == 0) put_by(s, rows, 0);
+}
+
+/* score[j][lane] = q_j . k, for the blocks of a tile. Asks for the keys behind them. */
+LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, const kv_codes *keys,
+                            const int64_t at[TILE_BLOCKS], int32_t columns, int queries) {
+    const int32_t stride = columns + VECTOR, groups = kv_groups(columns), rows = KEY_DIGITS * queries;
+    const int8_t *digits = q->digits + (int64_t)j * KEY_DIGITS * stride;
+    const int64_t ahead = TILE_BLOCKS * LANES * kv_row_bytes(columns);
+    const uint8_t *k[TILE_BLOCKS];
+    const uint16_t *scales[TILE_BLOCKS];
     f32x16 total[ABREAST][TILE_BLOCKS];
-    for (int i = 0; i < queries; i++)
-        for (int b = 0; b < TILE_BLOCKS; b++) total[i][b] = first ? vload(score[i] + b * LANES) : vset1(0);
-    for (int32_t g = 0; g < groups; g++) {
-        i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-        tile(panel + g * GROUP_STEPS, GROUP_STEPS, digits + g * KV_GROUP, stride, 2 * queries, SAFE, sums);
+    for (int b = 0; b < TILE_BLOCKS; b++) {
+        k[b] = keys->codes + at[b] * kv_row_bytes(columns);
+        scales[b] = kv_scales(keys, at[b], 0, columns);
+        for (int i = 0; i < queries; i++) total[i][b] = vset1(0);
+    }
+    for (int32_t g = 0; g < groups; g++, digits += KV_GROUP) {
+        products s;
+        begin_products(&s, rows);
+#pragma GCC unroll 2
+        for (int i = 0; i < HALF_STEPS; i++) {
+            u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
+            for (int b = 0; b < TILE_BLOCKS; b++) {
+                codes[b] = u8load(k[b]);
+                __builtin_prefetch(k[b] + ahead);
+                k[b] += VECTOR;
+            }
+            for (int h = 0; h < KV_HALVES; h++) {
+                for (int b = 0; b < TILE_BLOCKS; b++) w[b] = kv_half(codes[b], h);
+                add_step(&s, w, digits + (h * HALF_STEPS + i) * STEP, stride, rows, i * KV_HALVES + h, KEY_SAFE);
+            }
+        }
+        put_by(&s, rows, 1);
         for (int b = 0; b < TILE_BLOCKS; b++) {
             const f32x16 scale = vload_f16(scales[b] + g * LANES);
+            __builtin_prefetch(scales[b] + (TILE_BLOCKS * groups + g) * LANES);
             for (int i = 0; i < queries; i++) {
-                const f32x16 dot = join(sums[2 * i][b], sums[2 * i + 1][b], zero[i * kv_groups(columns) + g]);
-                total[i][b] = vfma(dot, scale, total[i][b]);
+                const int32_t group = (j + i) * groups + g;
+                const f32x16 dot = join(s.all + KEY_DIGITS * i, b, KEY_DIGITS, q->zero[group]);
+                total[i][b] = vfma(vmul(dot, vset1(q->unit[group])), scale, total[i][b]);
             }
         }
     }
@@ -106,51 +156,31 @@ LT_INLINE void score_columns(float (*score)[TILE], const queries *q, int32_t j, 
 }
 
 static void score_tile(const batch *s, scores score, const kv_head *cache, int64_t at, int32_t columns) {
-    _Alignas(64) key_panel panel;
     const int32_t blocks = lt_ceil_div(s->seen[s->count - 1], LANES);
-    for (int32_t block = 0; block < blocks; block += TILE_BLOCKS)
-        for (int32_t first = 0; first < columns; first += WIDEST) {
-            const int32_t groups = lt_min(WIDEST, columns - first) / KV_GROUP;
-            int64_t position[TILE_BLOCKS];
-            const uint16_t *scales[TILE_BLOCKS];
-            for (int32_t b = 0; b < TILE_BLOCKS; b++) { /* the last block fills the tile */
-                position[b] = at + (int64_t)lt_min(block + b, blocks - 1) * LANES;
-                scales[b] = kv_scales(&cache->keys, position[b], first, columns);
-            }
-            take_keys(panel, cache, position, columns, first, groups, s->count <= FEW);
-            for (int32_t j = 0, m; j < s->count; j += m) {
-                float(*to)[TILE] = (float(*)[TILE])(score[j] + block * LANES);
-                m = abreast(s->count - j);
-#define SCORE(queries) score_columns(to, s->q, j, panel, scales, columns, first, groups, queries)
-                AT_A_TIME(m, SCORE)
-            }
+    for (int32_t block = 0; block < blocks; block += TILE_BLOCKS) {
+        int64_t position[TILE_BLOCKS];
+        for (int32_t b = 0; b < TILE_BLOCKS; b++) /* the last block fills the tile */
+            position[b] = at + (int64_t)lt_min(block + b, blocks - 1) * LANES;
+        for (int32_t j = 0, m; j < s->count; j += m) {
+            float(*to)[TILE] = (float(*)[TILE])(score[j] + block * LANES);
+            m = abreast(s->count - j);
+#define SCORE(queries) score_blocks(to, s->q, j, &cache->keys, position, columns, queries)
+            AT_A_TIME(m, SCORE)
         }
-}
-
-typedef uint8_t value_panel[2 / TILE_BLOCKS][TILE_STEPS][TILE_BLOCKS][VECTOR];
-
-/* A group's columns of some positions' values. */
-static void take_values(value_panel panel, const uint8_t *v, int64_t stride, int32_t steps) {
-    for (int32_t i = 0; i < steps; i++, v += stride)
-        for (int block = 0; block < 2; block++) {
-            const u8x64 codes = u8load(v + block / KV_HALVES * VECTOR);
-            u8store(panel[block / TILE_BLOCKS][i][block % TILE_BLOCKS], kv_half(codes, block % KV_HALVES));
-        }
-    for (int p = 0; p < 2 / TILE_BLOCKS; p++) finish_panel(panel[p], steps);
+    }
 }
 
 /* Scales of a group's values, divided by the largest of those seen, which is returned; 0 for the unseen. */
-static float take_scales(float scale[TILE], const kv_codes *values, int64_t at, int32_t column, int32_t columns,
-                         int32_t seen) {
+static float take_scales(f32x16 scale[TILE / 16], const uint16_t *from, int32_t stride, int32_t seen) {
     f32x16 largest = vset1(0);
-    for (int32_t t = 0; t < seen; t += LANES) {
-        const uint16_t *from = kv_scales(values, at + t, column, columns);
-        const f32x16 some = seen - t < LANES ? vloadn_f16(from, seen - t) : vload_f16(from);
-        vstore(scale + t, some);
-        largest = vmax(largest, vabs(some));
+    for (int32_t b = 0; b < TILE / LANES; b++) {
+        const int32_t left = seen - b * LANES;
+        __builtin_prefetch(from + (TILE / LANES + b) * stride);
+        scale[b] = left >= LANES ? vload_f16(from + b * stride) : left > 0 ? vloadn_f16(from + b * stride, left) : vset1(0);
+        largest = vmax(largest, vabs(scale[b]));
     }
     const float most = vhmax(largest), by = most > 0 ? 1 / most : 0;
-    for (int32_t t = 0; t < TILE; t += LANES) vstore(scale + t, t < seen ? vmul(vload(scale + t), vset1(by)) : vset1(0));
+    for (int b = 0; b < TILE / LANES; b++) scale[b] = vmul(scale[b], vset1(by));
     return most;
 }
 
@@ -165,52 +195,77 @@ static float take_weights(float weight[TILE], int32_t seen) {
     return most / WHOLE_MOST;
 }
 
-/* y_j = y_j * keep[j] + unit[j] * (digits_j . v), for the columns of a tile's blocks. */
-LT_INLINE void blend_columns(float *const *y, int32_t at, const float *keep, const float *unit, const int32_t *zero,
-                             const int8_t *digits, const uint8_t panel[][TILE_BLOCKS][VECTOR], int32_t steps,
-                             int queries) {
-    i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(panel, steps, digits, TILE, 2 * queries, SAFE, sums);
-    for (int i = 0; i < queries; i++)
-        for (int b = 0; b < TILE_BLOCKS; b++) {
-            float *to = y[i] + at + b * 16;
-            const f32x16 dot = join(sums[2 * i][b], sums[2 * i + 1][b], zero[i]);
-            vstore(to, vfma(dot, vset1(unit[i]), vmul(vload(to), vset1(keep[i]))));
-        }
+/* Some queries' weights times the scales of a group's values, as digits. */
+typedef struct {
+    int8_t digits[QUERIES][2][TILE];
+    int32_t zero[QUERIES];
+    float unit[QUERIES];
+} blend;
+
+/* y_j = y_j * keep[j] + unit[j] * (digits_j . v), for a group's columns and some blocks of positions. */
+LT_INLINE void blend_columns(float *const *y, int32_t column, const float *keep, const blend *with, int32_t j,
+                             const uint8_t *v, int64_t stride, int32_t blocks, int queries, int64_t ahead) {
+    for (int p = 0; p < 2; p += TILE_BLOCKS) {
+        products s;
+        begin_products(&s, 2 * queries);
+        const uint8_t *from = v;
+        const int8_t *digits = with->digits[j][0];
+        for (int32_t block = 0; block < blocks; block++)
+#pragma GCC unroll 2
+            for (int i = 0; i < BLOCK_STEPS; i++, from += stride, digits += STEP) {
+                u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
+                for (int b = 0; b < TILE_BLOCKS; b++) {
+                    codes[b] = KV_HALVES == 2 && b ? codes[0] : u8load(from + (p + b) / KV_HALVES * VECTOR);
+                    w[b] = kv_half(codes[b], (p + b) % KV_HALVES);
+                    if ((p + b) % KV_HALVES == 0) __builtin_prefetch(from + (p + b) / KV_HALVES * VECTOR + ahead);
+                }
+                add_step(&s, w, digits, TILE, 2 * queries, i, SAFE < BLOCK_STEPS ? SAFE : INT32_MAX);
+                if (SAFE >= BLOCK_STEPS && SAFE < INT32_MAX && i == BLOCK_STEPS - 1) put_by(&s, 2 * queries, 0);
+            }
+        put_by(&s, 2 * queries, 1);
+        for (int i = 0; i < queries; i++)
+            for (int b = 0; b < TILE_BLOCKS; b++) {
+                float *to = y[i] + column + (p + b) * 16;
+                const f32x16 dot = join(s.all + 2 * i, b, 2, with->zero[j + i]);
+                vstore(to, vfma(dot, vset1(with->unit[j + i]), vmul(vload(to), vset1(keep[i]))));
+            }
+    }
 }
 
 static void blend_tile(const batch *s, const slab *of, scores weight, const float *keep, int64_t at) {
-    _Alignas(64) value_panel panel;
-    _Alignas(64) int8_t digits[QUERIES][2][TILE];
-    _Alignas(64) float scale[TILE];
-    float weight_unit[QUERIES], unit[QUERIES];
-    int32_t zero[QUERIES], begin = 0;
+    _Alignas(64) blend with[GROUPS];
+    f32x16 scale[GROUPS][TILE / 16];
+    float most[GROUPS];
+    int32_t begin = 0;
     while (s->seen[begin] == 0) begin++;
-    for (int32_t j = begin; j < s->count; j++) weight_unit[j] = take_weights(weight[j], s->seen[j]);
 
     const kv_codes *values = &of->cache->values;
     const int64_t row_bytes = kv_row_bytes(of->columns);
-    const int32_t steps = lt_ceil_div(s->seen[s->count - 1], LANES) * (LANES / STEP);
-    for (int32_t i = 0; i < of->vectors; i += 2) {
-        const int32_t column = of->first + i * 16;
-        float most = 0;
-        for (int32_t j = begin; j < s->count; j++) {
-            if (j == begin || s->seen[j] != s->seen[j - 1])
-                most = take_scales(scale, values, at, column, of->columns, s->seen[j]);
-            f32x16 sum = vset1(0);
-            for (int32_t t = 0; t < steps * STEP; t += 16)
-                sum = vadd(sum, split(vmul(vload(weight[j] + t), vload(scale + t)), digits[j][0] + t, digits[j][1] + t));
-            zero[j] = KV_ZERO * (int32_t)vsum(sum);
-            unit[j] = weight_unit[j] * most;
+    const int32_t groups = of->vectors / 2, stride = kv_groups(of->columns) * LANES;
+    const uint16_t *scales = kv_scales(values, at, of->first, of->columns);
+    for (int32_t j = begin; j < s->count; j++) {
+        const float unit = take_weights(weight[j], s->seen[j]);
+        if (j == begin || s->seen[j] != s->seen[j - 1])
+            for (int32_t g = 0; g < groups; g++) most[g] = take_scales(scale[g], scales + g * LANES, stride, s->seen[j]);
+        for (int32_t g = 0; g < groups; g++) {
+            i32x16 whole[TILE / 16];
+            for (int t = 0; t < TILE / 16; t++) whole[t] = vto_i32(vmul(vload(weight[j] + t * 16), scale[g][t]));
+            split(whole, with[g].digits[j][0], with[g].digits[j][1]);
+            with[g].zero[j] = KV_ZERO * (int32_t)vsum(vfrom_i32(iadd(iadd(whole[0], whole[1]), iadd(whole[2], whole[3]))));
+            with[g].unit[j] = unit * most[g];
         }
-        take_values(panel, values->codes + at * row_bytes + (int64_t)column / KV_HALVES * STEP, row_bytes * STEP, steps);
-        for (int32_t p = 0; p < 2 / TILE_BLOCKS; p++)
-            for (int32_t j = begin, m; j < s->count; j += m) {
-                m = abreast(s->count - j);
+    }
+    const int32_t blocks = lt_ceil_div(s->seen[s->count - 1], LANES);
+    const int64_t next = KV_GROUP / KV_HALVES * STEP; /* bytes */
+    const uint8_t *v = values->codes + at * row_bytes + (int64_t)of->first / KV_HALVES * STEP;
+    for (int32_t g = 0; g < groups; g++, v += next) {
+        const int64_t ahead = g + 1 < groups ? next : TILE * row_bytes - g * next; /* the next tile's first group */
+        for (int32_t j = begin, m; j < s->count; j += m) {
+            m = abreast(s->count - j);
 #define BLEND(queries)                                                                                          \
-    blend_columns(s->y + j, (i + p * TILE_BLOCKS) * 16, keep + j, unit + j, zero + j, digits[j][0], panel[p], steps, queries)
-                AT_A_TIME(m, BLEND)
-            }
+    blend_columns(s->y + j, g * KV_GROUP, keep + j, &with[g], j, v, row_bytes * STEP, blocks, queries, ahead)
+            AT_A_TIME(m, BLEND)
+        }
     }
 }
 

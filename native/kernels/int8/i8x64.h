@@ -9,6 +9,8 @@
  *     i32x16  a sum for every row
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest product) steps are over
  *
+ * istore_i8(p, x): 64 whole numbers in -128..127, as bytes in their order.
+ *
  * u8lookup(table, i): the bytes that indices 0..15 name.
  *
  * u8trit(v): the first digit, 0, 1 or 2, of a ternary fraction (t5.h), less one where weights are signed. u8fraction(v)
@@ -31,7 +33,11 @@
 
 #define LT_INLINE static inline __attribute__((always_inline))
 
-enum { PREFETCH = 2048 }; /* bytes ahead of what is read, in each of the streams */
+enum {
+    STEP = 4,        /* codes */
+    VECTOR = 64,     /* bytes: sixteen rows of a step */
+    PREFETCH = 2048, /* bytes ahead of what is read, in each of the streams */
+};
 
 #if defined(__AVX512VNNI__) && !defined(LT_PLAIN)
 
@@ -105,6 +111,12 @@ LT_INLINE i32x16 ishl(i32x16 a, int n) { return _mm512_slli_epi32(a, (unsigned)n
 LT_INLINE i32x16 ishr(i32x16 a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
 LT_INLINE i32x16 widen(i32x16 total, narrow sums) { return _mm512_add_epi32(total, sums); }
 LT_INLINE f32x16 vfrom_i32(i32x16 a) { return _mm512_cvtepi32_ps(a); }
+LT_INLINE i32x16 vto_i32(f32x16 a) { return _mm512_cvtps_epi32(a); }
+LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+}
 
 #elif defined(__AVX2__) && !defined(LT_PLAIN)
 
@@ -204,6 +216,15 @@ LT_INLINE i32x16 widen(i32x16 total, narrow sums) {
 #endif
 LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
 LT_INLINE f32x16 vfrom_i32(i32x16 x) { return (f32x16){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+LT_INLINE i32x16 vto_i32(f32x16 x) { return (i32x16){_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 4; i += 2) {
+        const __m256i first = _mm256_packs_epi32(x[i].a, x[i].b), second = _mm256_packs_epi32(x[i + 1].a, x[i + 1].b);
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
+        _mm256_storeu_si256((__m256i *)(p + 16 * i), bytes);
+    }
+}
 
 #elif defined(__aarch64__) && !defined(LT_PLAIN)
 #include <arm_neon.h>
@@ -329,6 +350,7 @@ LT_INLINE narrow dot4(narrow sums, u8x64 w, i8x4 a) {
     }
 }
 LT_INLINE narrow dot4of(narrow sums, u8x64 w, i8run run, int i) { return dot4(sums, w, i8step(run, i)); }
+LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sums, w, i8load4(p)); }
 /* p, once the sums are there: or gcc loads more weights ahead than there are registers for. */
 LT_INLINE const uint8_t *after(const uint8_t *p, narrow sums) {
     __asm__("" : "+r"(p) : "w"(sums.q[0]));
@@ -406,6 +428,14 @@ LT_INLINE narrow dot4at(narrow sums, u8x64 w, const int8_t *p) { return dot4(sum
 #endif
 LT_INLINE f32x16 vfrom_i32(i32x16 x) {
     return (f32x16){{vcvtq_f32_s32(x.q[0]), vcvtq_f32_s32(x.q[1]), vcvtq_f32_s32(x.q[2]), vcvtq_f32_s32(x.q[3])}};
+}
+LT_INLINE i32x16 vto_i32(f32x16 x) { LT_QUARTERS(i32x16, vcvtnq_s32_f32(x.q[q])); }
+LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
+    for (int i = 0; i < 4; i++, p += 16) {
+        const int16x8_t low = vcombine_s16(vmovn_s32(x[i].q[0]), vmovn_s32(x[i].q[1]));
+        const int16x8_t high = vcombine_s16(vmovn_s32(x[i].q[2]), vmovn_s32(x[i].q[3]));
+        vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+    }
 }
 
 #else
@@ -518,6 +548,14 @@ LT_INLINE f32x16 vfrom_i32(i32x16 x) {
     f32x16 r;
     for (int i = 0; i < 16; i++) r.f[i] = (float)x.i[i];
     return r;
+}
+LT_INLINE i32x16 vto_i32(f32x16 x) {
+    i32x16 r;
+    for (int i = 0; i < 16; i++) r.i[i] = (int32_t)rintf(x.f[i]);
+    return r;
+}
+LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
+    for (int i = 0; i < 64; i++) p[i] = (int8_t)x[i / 16].i[i % 16];
 }
 #endif
 

@@ -4,11 +4,6 @@
 #pragma once
 #include "i8x64.h"
 
-enum {
-    STEP = 4,   /* codes */
-    VECTOR = 64 /* bytes: sixteen rows of a step */
-};
-
 /* A panel of so many steps as tiles want it: up to a whole span, and in pairs. */
 LT_INLINE void finish_panel(uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps) {
     for (int32_t s = steps; s % SPAN != 0; s++) memset(weights[s], 0, sizeof weights[s]); /* codes are 0 */
