@@ -8,7 +8,7 @@ PYTEST = PYTHONPATH=build/pkg $(PYTHON) -m pytest
 SANITIZED = tests/test_kernels.py # what `make asan tests="..."` can widen
 tests ?= $(SANITIZED)
 
-.PHONY: build test lint asan tsan arm clean
+.PHONY: build test lint asan tsan amx arm clean
 
 build: build/pkg/lutra
 	$(CMAKE) -B build/native -DCMAKE_BUILD_TYPE=Release
@@ -41,6 +41,12 @@ tsan: build
 	cmake --build build/tsan --parallel $(JOBS) --target lutra
 	LUTRA_LIBRARY=build/tsan/liblutra.so TSAN_OPTIONS=ignore_noninstrumented_modules=1 OPENBLAS_NUM_THREADS=1 \
 		LD_PRELOAD=$$($(CC) -print-file-name=libtsan.so) $(PYTEST) $(tests)
+
+# The kernels for AMX, in software, on a CPU with AVX-512 VNNI.
+amx: build
+	$(CMAKE) -B build/amx -DLUTRA_EMULATE_AMX=ON
+	cmake --build build/amx --parallel $(JOBS) --target lutra
+	LUTRA_LIBRARY=build/amx/liblutra.so $(PYTEST) $(tests)
 
 # Needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user-static and mmdebstrap.
 arm: build/pkg/lutra

@@ -21,9 +21,21 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("lutra")
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'lutra' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    """The sources' own version where this is a source tree, whatever is installed elsewhere; else the package's."""
+    import re
+    from importlib.metadata import version
+    from pathlib import Path
+
+    try:
+        project = (Path(__file__).resolve().parent / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return version("lutra")
+    found = re.search(r'^version = "(.+)"$', project, re.M)
+    return found[1] if found else version("lutra")

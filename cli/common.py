@@ -181,6 +181,8 @@ def _suggested(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CorruptModelError(f"{path} is not a JSON object")
     found = {ours: config[theirs] for theirs, ours in SUGGESTED.items() if config.get(theirs) is not None}
+    if unfit := [key for key, value in found.items() if isinstance(value, bool) or not isinstance(value, (int, float))]:
+        raise CorruptModelError(f"{path} says {unfit[0]} is {found[unfit[0]]!r:.40}, which is no number")
     return {**found, "temperature": 0.0} if config.get("do_sample") is False else found
 
 

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.src is None:
         raise UsageError("SRC is missing", "lutra convert --help")
+    if "" in (args.src, args.dst):
+        raise UsageError("SRC or DST is empty", "is the shell's variable set?")
     from lutra.tools.calibrate import Calibration
     from lutra.tools.convert import convert
 
@@ -104,6 +106,8 @@ def _format(args: argparse.Namespace) -> str | None:
     if args.bpw is not None:
         if name != "littlebit":
             raise UsageError("--bpw goes with -q littlebit; other formats have their bits in their names")
+        if not 0.1 <= args.bpw <= 2:
+            raise UsageError(f"--bpw is {args.bpw}", "LittleBit takes 0.1 to 2 bits per weight")
         name = f"littlebit-{float(f'{args.bpw:.3f}')}"
     elif name == "littlebit":
         raise UsageError("-q littlebit needs a number of bits", "--bpw 0.55")

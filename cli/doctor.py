@@ -49,12 +49,11 @@ def examine() -> dict[str, Any]:
 
     import numpy
 
-    from lutra import native
-    from lutra.cli.main import version
+    from lutra import __version__, native
     from lutra.runtime import memory, threads
 
     return {
-        "lutra": version(),
+        "lutra": __version__,
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "os": platform.platform(),
@@ -62,6 +61,7 @@ def examine() -> dict[str, Any]:
             "name": _cpu_name(),
             "features": _found_features(),
             "used": native.cpu_features(),
+            "refused": native.cpu_refused(),
             "level": os.environ.get("LUTRA_CPU") or None,
         },
         "threads": {"default": threads.default(), "why": threads.reason()},
@@ -174,11 +174,12 @@ def _tiny_model(engine: Any) -> Model:
 def _print(report: dict[str, Any]) -> None:
     cpu, threads, memory = report["cpu"], report["threads"], report["memory"]
     level = f"; LUTRA_CPU={cpu['level']} allows {', '.join(cpu['used']) or 'none of them'}" if cpu["level"] else ""
+    refused = f"; not {cpu['refused']}" if cpu["refused"] else ""
     test = report["self_test"]
     rows = {
         "lutra": f"{report['lutra']}, Python {report['python']}, numpy {report['numpy']}",
         "system": report["os"],
-        "cpu": f"{cpu['name']}: {', '.join(cpu['features']) or 'no vector instructions we use'}{level}",
+        "cpu": f"{cpu['name']}: {', '.join(cpu['features']) or 'no vector instructions we use'}{refused}{level}",
         "threads": f"{threads['default']}, {threads['why']}",
         "memory": f"{_gigabytes(memory['available'])} available of {_gigabytes(memory['total'])}",
         "built-in": report["built_in_model"] or "none",

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from lutra.runtime.errors import LutraError
 
-__all__ = ["main", "version"]
+__all__ = ["main"]
 
 OUT_OF_MEMORY, INTERRUPTED, CLOSED_PIPE = 5, 130, 141
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: the process's own); returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = False
+    interrupts, restore = _count_interrupts()
     try:
         _prepare_streams()
         args = _parse(argv)
@@ -61,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return CLOSED_PIPE
     except Exception as error:
-        return _report(error, debug)
+        # A library that is being imported can make an ImportError of Ctrl-C's exception.
+        return INTERRUPTED if interrupts and isinstance(error, ImportError) else _report(error, debug)
     finally:
+        restore()
         _drop_unwritable()
 
 
@@ -72,7 +76,9 @@ def _parse(argv: list[str]) -> Any:
     if first in ("-h", "--help", "help"):
         print(_usage())
     elif first == "--version":
-        print(f"lutra {version()}")
+        from lutra import __version__
+
+        print(f"lutra {__version__}")
     elif first is None:
         print(_usage(), file=sys.stderr)
         raise SystemExit(2)
@@ -87,15 +93,6 @@ def _parse(argv: list[str]) -> Any:
         args.run = verb.run
         return args
     return None
-
-
-def version() -> str:
-    """lutra's version; "(not installed)" where it runs from its sources."""
-    try:
-        from lutra import __version__
-    except ImportError:
-        return "(not installed)"
-    return str(__version__)
 
 
 class _Usage(LutraError):
@@ -126,6 +123,22 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
         if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def _count_interrupts() -> tuple[list[int], Callable[[], object]]:
+    """A list that every Ctrl-C adds to, and what ends that. Where somebody else handles it, nothing is changed."""
+    import signal
+
+    def interrupt(number: int, _: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    seen: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        return seen, lambda: None
+    signal.signal(signal.SIGINT, interrupt)
+    return seen, lambda: signal.signal(signal.SIGINT, before)
 
 
 def _set_log_level(level: str) -> bool:

@@ -42,7 +42,7 @@ class Config:
 
     frequency: float32 [n], the rotary angle per position of each of a head's first n pairs; magnitude: what rotated
     pairs are multiplied by. n_ctx: positions for which frequencies hold. windows: how many positions each layer's
-    attention sees, 0: all.
+    attention sees, 0: all. rotated: whether each layer's queries and keys are; others know no positions (NoPE).
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # what a configuration means that is silent
@@ -56,6 +56,7 @@ class Config:
     vocab: int
     n_ctx: int
     windows: tuple[int, ...]
+    rotated: tuple[bool, ...]
     eps: float
     activation: str
     frequency: np.ndarray
@@ -94,6 +95,7 @@ class Config:
             vocab=size(config, "vocab_size"),
             n_ctx=min(n_ctx, rope.positions or n_ctx),
             windows=_windows(config, layers),
+            rotated=_rotated(config, layers),
             eps=0.0 if config.get("rms_norm_eps") == 0 else factor(config, "rms_norm_eps", 1e-6),
             activation=activation,
             frequency=rope.frequency,
@@ -146,6 +148,16 @@ def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     if not window and "sliding_attention" in kinds:
         raise CorruptModelError("config.json: layer_types has windows, but no sliding_window says how wide they are")
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _rotated(config: dict[str, Any], layers: int) -> tuple[bool, ...]:
+    """Whether each layer's queries and keys are rotated. A list has 1 for those that are; or else every nth is not."""
+    if (listed := config.get("no_rope_layers")) is None:
+        every = size(config, "no_rope_layer_interval") if config.get("no_rope_layer_interval") else layers + 1
+        return tuple((i + 1) % every != 0 for i in range(layers))
+    if not isinstance(listed, list) or len(listed) < layers or not all(each in (0, 1) for each in listed):
+        raise CorruptModelError(f"config.json: no_rope_layers is {listed!r:.80}, which is no list of {layers} layers")
+    return tuple(bool(each) for each in listed[:layers])
 
 
 def factor(config: dict[str, Any], key: str, default: float = 1.0) -> float:
@@ -212,7 +224,8 @@ def _yarn_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
     low, high = max(low, 0), min(high, 2 * pairs - 1)
     slowed = np.clip((np.arange(pairs) - low) / max(high - low, 0.001), 0, 1)
     magnitude = _yarn_magnitude(scaling, factor)
-    return Rope((frequency / factor * slowed + frequency * (1 - slowed)).astype(np.float32), magnitude)
+    positions = int(original) if scaling.get("llama_4_scaling_beta") else None  # beyond, queries are scaled, too
+    return Rope((frequency / factor * slowed + frequency * (1 - slowed)).astype(np.float32), magnitude, positions)
 
 
 def _yarn_magnitude(scaling: dict[str, Any], factor: float) -> float:
@@ -254,6 +267,7 @@ def _factored_rope(frequency: np.ndarray, scaling: dict[str, Any], _: Any) -> Ro
 
 _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] = {
     "default": lambda frequency, scaling, config: Rope(frequency),
+    "dynamic": lambda frequency, scaling, config: Rope(frequency),  # up to max_position_embeddings, nothing is scaled
     "factors": _factored_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,
@@ -270,19 +284,22 @@ def attend(
     layer: int,
     norms: Sequence[np.ndarray] = (),
     *,
+    norms_last: bool = False,
     scale: float | None = None,
     cap: float = 0.0,
 ) -> Any:
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
-    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated. scale: of scores;
-    None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
+    norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated; norms_last: after
+    it. scale: of scores; None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
-    if norms:
-        q, k = (ops.rms_norm(x, weight, eps=c.eps) for x, weight in zip((q, k), norms, strict=True))
-    if angles is not None:
+    if norms and not norms_last:
+        q, k = _normed(c, q, k, norms)
+    if angles is not None and c.rotated[layer]:
         q, k = (ops.rope(x, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved) for x in (q, k))
+    if norms and norms_last:
+        q, k = _normed(c, q, k, norms)
     ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
         q,
@@ -295,6 +312,10 @@ def attend(
         scale=c.head_dim**-0.5 if scale is None else scale,
         cap=cap,
     )
+
+
+def _normed(c: Config, q: Any, k: Any, norms: Sequence[np.ndarray]) -> list[Any]:
+    return [ops.rms_norm(x, weight, eps=c.eps) for x, weight in zip((q, k), norms, strict=True)]
 
 
 def gated(c: Config, gate_up: Any) -> Any:

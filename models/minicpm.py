@@ -16,11 +16,12 @@ TINY = llama.TINY | {"model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.
 
 @dataclass(frozen=True)
 class Config(blocks.Config):
-    """Llama's, and the factors of the embeddings, of what every block adds, and of what the head sees."""
+    """Llama's, and the factors of the embeddings, of what every block adds, of what the head sees, and of scores."""
 
     embed_scale: float
     branch_scale: float
     head_scale: float
+    score_scale: float
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Config:
@@ -32,6 +33,7 @@ class Config(blocks.Config):
             embed_scale=blocks.factor(config, "scale_emb"),
             branch_scale=blocks.factor(config, "scale_depth", math.sqrt(c.layers)) / math.sqrt(c.layers),
             head_scale=base / c.hidden,
+            score_scale=c.head_dim**-0.5,
         )
 
 
@@ -41,7 +43,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     x = ops.scale(ops.embed(ids, w.embed), factor=c.embed_scale)
     for i, layer in enumerate(w.layers):
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
-        h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i)
+        h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, scale=c.score_scale)
         x = ops.add(x, ops.scale(ops.linear(h, layer.o), factor=c.branch_scale))
         h = ops.rms_norm(x, layer.mlp_norm, eps=c.eps)
         h = blocks.gated(c, ops.linear(h, layer.gate_up))

@@ -175,8 +175,13 @@ def _planned_experts(checkpoint: Checkpoint, role: str, stems: Experts, format: 
     first = each[0]
     if len({p.shape for p in each}) > 1 or first.format is None:
         raise CorruptModelError(f"{role}: the experts have no matrices of one shape")
-    if len({p.format for p in each}) > 1 or any(p.biased for p in each):
-        raise UnsupportedModelError(f"{role}: lutra runs experts of one format, and without biases")
+    if any(p.biased for p in each):
+        raise UnsupportedModelError(f"{role}: lutra runs no experts with biases")
+    if len(found := {str(p.format) for p in each}) > 1:
+        raise UnsupportedModelError(
+            f"{role}: lutra runs a mixture's experts in one format, and these come in {', '.join(sorted(found)):.200}",
+            "Take a release whose experts are quantized alike.",
+        )
     return Planned(
         role, _flat(stems), (len(each), *first.shape), experts.name_of(first.format, role), biased=False, each=each
     )

@@ -14,7 +14,7 @@ import numpy as np
 from lutra.native import _api
 from lutra.runtime.errors import CancelledError, LutraError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "kernels", "top_k"]
+__all__ = ["Arg", "Engine", "Op", "Plan", "cpu_features", "cpu_refused", "kernels", "top_k"]
 
 ffi = _api.ffi
 _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "liblutra.so")
@@ -93,6 +93,12 @@ def cpu_features() -> list[str]:
     """What this CPU has of what our kernels use, after LUTRA_CPU=<level> has taken away what is above it."""
     mask = _allowed()
     return [name for bit, name in enumerate(_feature_names()) if mask >> bit & 1]
+
+
+def cpu_refused() -> str | None:
+    """What this CPU has, in principle, and why it is not among the features: "amx: its products were wrong"."""
+    why = lib.lt_cpu_refused()
+    return None if why == ffi.NULL else ffi.string(why).decode()
 
 
 def _allowed() -> int:

@@ -55,6 +55,7 @@ enum { LT_OK = 0, LT_CANCELLED = 1, LT_NO_MEMORY = 2, LT_NO_KERNEL = 3, LT_NO_TH
 /* CPU features, as bits. */
 uint32_t lt_cpu_features(void);
 const char *lt_cpu_feature_name(int32_t bit); /* "avx2"; NULL past the last */
+const char *lt_cpu_refused(void);             /* one that the CPU has and the features lack, and why; or NULL */
 
 /* Threads >= 1, the caller's included. Kernels that need a feature outside `features` are not used. */
 int32_t lt_engine_new(int32_t threads, uint32_t features, lt_engine **engine);

@@ -6,7 +6,7 @@
 #include "api.h"
 
 static const char *const names[] = {"avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi",
-                                    "amxint8", "neon", "dotprod", "i8mm"};
+                                    "amx", "neon", "dotprod", "i8mm"};
 
 const char *lt_cpu_feature_name(int32_t bit) {
     return bit >= 0 && bit < (int32_t)(sizeof names / sizeof *names) ? names[bit] : NULL;
@@ -14,6 +14,10 @@ const char *lt_cpu_feature_name(int32_t bit) {
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* The register state that the operating system saves: without it the instructions fault. */
 static uint64_t xcr0(void) {
@@ -22,8 +26,57 @@ static uint64_t xcr0(void) {
     return (uint64_t)high << 32 | low;
 }
 
-uint32_t lt_cpu_features(void) {
+#ifdef LT_ISA_amx
+#include "amx.h"
+
+/* Linux gives a process these registers on request; old versions, and some sandboxes, do not. */
+static int amx_allowed(void) {
+#ifdef LT_EMULATE_AMX
+    return 1;
+#elif defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+/* One product, beside plain C: it was written without a machine that has AMX. */
+static int amx_works(int32_t tokens, int32_t steps) {
+    int8_t codes[AMX_ROWS][AMX_BYTES];
+    uint8_t weights[AMX_ROWS][AMX_BYTES];
+    int32_t sums[AMX_ROWS][AMX_ROWS];
+    for (int i = 0; i < AMX_ROWS * AMX_BYTES; i++) {
+        codes[i / AMX_BYTES][i % AMX_BYTES] = (int8_t)(i * 37);
+        weights[i / AMX_BYTES][i % AMX_BYTES] = (uint8_t)(i * 101);
+    }
+    amx_begin(tokens, steps);
+    amx_zero(0);
+    amx_load(4, codes, AMX_BYTES);
+    amx_load(6, weights, AMX_BYTES);
+    amx_dot(0, 4, 6);
+    amx_store(0, sums, AMX_BYTES);
+    amx_end();
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t r = 0; r < AMX_ROWS; r++) {
+            for (int32_t i = 0; i < 4 * steps; i++) sums[t][r] -= codes[t][i] * weights[i / 4][4 * r + i % 4];
+            if (sums[t][r] != 0) return 0;
+        }
+    return 1;
+}
+
+static const char *amx_trouble(void) {
+    if (!amx_allowed()) return "amx: the operating system does not allow it";
+    if (!amx_works(AMX_ROWS, AMX_ROWS) || !amx_works(9, 4)) return "amx: its products were wrong";
+    return NULL;
+}
+#else
+static const char *amx_trouble(void) { return "amx: this build has no kernels for it"; }
+#endif
+
+static uint32_t find(const char **refused) {
     uint32_t a, b, c, d, found = 0;
+    *refused = NULL;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, fma = 1u << 12, f16c = 1u << 29;
     const uint32_t avx_leaf1 = osxsave | avx | fma | f16c;
@@ -40,9 +93,25 @@ uint32_t lt_cpu_features(void) {
         found |= LT_AVX512;
         if (c & 1u << 11) found |= LT_VNNI;
         if (c & 1u << 1) found |= LT_VBMI;
-        if ((d & 1u << 25) && (saved & 0x60000) == 0x60000) found |= LT_AMXINT8;
+#ifdef LT_EMULATE_AMX
+        const int amx = 1;
+#else
+        const int amx = (d & 3u << 24) == 3u << 24 && (saved & 0x60000) == 0x60000; /* TILE and INT8 */
+#endif
+        if (amx && (*refused = amx_trouble()) == NULL) found |= LT_AMX;
     }
     return found;
+}
+
+uint32_t lt_cpu_features(void) {
+    const char *refused;
+    return find(&refused);
+}
+
+const char *lt_cpu_refused(void) {
+    const char *refused;
+    find(&refused);
+    return refused;
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
@@ -73,4 +142,8 @@ uint32_t lt_cpu_features(void) {
 
 #else
 uint32_t lt_cpu_features(void) { return 0; }
+#endif
+
+#ifndef __x86_64__
+const char *lt_cpu_refused(void) { return NULL; }
 #endif

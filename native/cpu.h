@@ -8,7 +8,7 @@ enum {
     LT_AVX512 = 1 << 2, /* F, BW, DQ, VL */
     LT_VNNI = 1 << 3,   /* AVX512_VNNI */
     LT_VBMI = 1 << 4,
-    LT_AMXINT8 = 1 << 5,
+    LT_AMX = 1 << 5, /* AMX-TILE and AMX-INT8, tried out */
     LT_NEON = 1 << 6,
     LT_DOTPROD = 1 << 7,
     LT_I8MM = 1 << 8,

@@ -30,6 +30,8 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
         path = Path(str(files("lutra.models") / "default"))
         if not (path / "config.json").exists():
             raise ModelNotFoundError("this installation has no built-in model", "name a model")
+    if not os.fspath(path):  # which Path() takes for the working directory
+        raise ModelNotFoundError("the model's name is empty", "is the shell's variable set?")
     path = Path(path)
     if not path.exists():
         raise ModelNotFoundError(

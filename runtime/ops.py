@@ -244,6 +244,8 @@ def experts(x: Array, weight: Packed, chosen: Array) -> Array:
 
     x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
     """
+    if weight.stack:
+        return concat(*(experts(x, matrices, chosen) for matrices in weight.stack))
     group = weight.codec.ACT_GROUP
     if group is None:
         return _experts(x, weight, chosen)

@@ -90,12 +90,12 @@ def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **confi
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
-    """ "Gemma2" or the text part of "Gemma3". Norms' weights begin with 0, and so here lie around it."""
+    """ "Gemma", "Gemma2" or the text part of "Gemma3". Norms' weights begin with 0, and so here lie around it."""
     settings = {"head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": None, **SHAPE, **config}
     if name == "Gemma3":
         classes = transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig
     else:
-        classes = transformers.Gemma2ForCausalLM, transformers.Gemma2Config
+        classes = getattr(transformers, f"{name}ForCausalLM"), getattr(transformers, f"{name}Config")
     model = randomized(classes[0], classes[1](**settings), seed)
     for parameter_name, parameter in model.named_parameters():
         if "norm" in parameter_name:
@@ -120,6 +120,20 @@ def gemma_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     settings = json.loads(path.read_text())
     settings["text_config"] = {"model_type": "gemma3_text", **text}
     path.write_text(json.dumps(settings))
+    return model
+
+
+def mistral_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Mistral Small 3 and Ministral 3 as released: a tower for images beside a text model."""
+    text = transformers.Ministral3Config(**{**SHAPE, "head_dim": 24, "pad_token_id": None})
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Mistral3Config(
+        text_config=text,
+        vision_config=transformers.PixtralVisionConfig(**tower, image_size=28, patch_size=14),
+        image_token_index=126,
+    )
+    model = randomized(transformers.Mistral3ForConditionalGeneration, config, seed)
+    model.save_pretrained(folder)
     return model
 
 

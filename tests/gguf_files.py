@@ -41,10 +41,33 @@ RANDOM = {
     "Q2_0": {0: 0.03},
 }
 # Types that gguf-py lacks: weights and bytes of a block, ggml's number.
-SIZES = {"Q1_0": (128, 18, 41), "Q2_0": (64, 18, 42), "Q2_0 wide": (128, 34, 42), "I2_S": (128, 32, 36)}
+SIZES = {
+    "Q1_0": (128, 18, 41),
+    "Q2_0": (64, 18, 42),
+    "Q2_0 wide": (128, 34, 42),
+    "STQ1_0": (256, 42, 43),
+    "STQ1_0 early": (256, 42, 42),
+    "I2_S": (128, 32, 36),
+}
+# STQ1_0's published codebook: by sign and slot four codes of two bits, from the lowest on.
+SHERRY = bytes.fromhex("a9892909a68626069a921a126a624a42012181a1042484a41018909840486068")
 ARCHS = {
+    "gemma": (transformers.GemmaConfig, transformers.GemmaForCausalLM, gguf.MODEL_ARCH.GEMMA),
+    "glm4": (transformers.Glm4Config, transformers.Glm4ForCausalLM, gguf.MODEL_ARCH.GLM4),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
+    "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
+    "hunyuan_v1_dense": (
+        transformers.HunYuanDenseV1Config,
+        transformers.HunYuanDenseV1ForCausalLM,
+        gguf.MODEL_ARCH.HUNYUAN_DENSE,
+    ),
+    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, gguf.MODEL_ARCH.OLMO2),
+    "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, gguf.MODEL_ARCH.OLMO2),
+    "seed_oss": (transformers.SeedOssConfig, transformers.SeedOssForCausalLM, gguf.MODEL_ARCH.SEED_OSS),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, gguf.MODEL_ARCH.SMOLLM3),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
@@ -52,6 +75,11 @@ ARCHS = {
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
+}
+NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+KNOWN_AS = {  # to gguf-py
+    "attn_sub_norm": "inner_attn_ln",
+    "ffn_sub_norm": "ffn_layernorm",
 }
 Model = transformers.PreTrainedModel
 
@@ -79,6 +107,7 @@ def write(
     config = model.config
     known = ARCHS[config.model_type][2]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
+    neighbours = name in NEIGHBOURS
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
@@ -88,19 +117,22 @@ def write(
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
         if ".experts." in tensor:
-            type, turn = types[turn % len(types)], turn + 1
-            _write_experts(writer, rng, tensor, values, type)
+            parts = ("gate", "up") if "gate_up" in tensor else ("down",)
+            own, turn = [types[(turn + i) % len(types)] for i in range(len(parts))], turn + len(parts)
+            _write_experts(writer, rng, tensor, values, dict(zip(parts, own, strict=True)))
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored = permuted(tensor, values.numpy(), config) if name in ("llama", "minicpm") else values.numpy()
+        stored = permuted(tensor, values.numpy(), config) if neighbours else values.numpy()
         type = "F32"
         if stored.ndim == 2 and "mlp.gate." not in tensor:
             type, turn = types[turn % len(types)], turn + 1
         if name.startswith("gemma") and stored.ndim == 1:
             stored = stored + 1
         data, read = blocks(rng, stored, type)
-        known_as = tensor.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
+        known_as = tensor
+        for ours, theirs in KNOWN_AS.items():
+            known_as = known_as.replace(ours, theirs)
         new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
         new = "output.weight" if tensor == "lm_head.weight" else new
         assert new, tensor
@@ -110,7 +142,7 @@ def write(
             writer.add_tensor(new, data, raw_dtype=Type[type])
         if name.startswith("gemma") and stored.ndim == 1:
             read = read - 1
-        if name in ("llama", "minicpm"):
+        if neighbours:
             read = permuted(tensor, read, config, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
@@ -151,11 +183,12 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, type: str) -> None:
-    """All experts' matrices of a layer, gate and up apart."""
+def _write_experts(
+    writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]
+) -> None:
+    """All experts' matrices of a layer, gate and up apart, each in a type of its own."""
     layer = tensor.split(".")[2]
-    parts = ("gate", "up") if "gate_up" in tensor else ("down",)
-    for name, some in zip(parts, values.chunk(len(parts), dim=1), strict=True):
+    for (name, type), some in zip(types.items(), values.chunk(len(types), dim=1), strict=True):
         data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
         data = data.reshape(*some.shape[:2], -1)
         writer.add_tensor(f"blk.{layer}.ffn_{name}_exps.weight", data, raw_dtype=Type[type])
@@ -179,8 +212,14 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     if hasattr(config, "num_experts"):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        if config.model_type != "olmoe":
+        if config.model_type not in ("mixtral", "olmoe"):
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        if writer.arch == "granite":
+            writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
 
 
@@ -221,12 +260,29 @@ def _put_halves(rng: np.random.Generator, data: np.ndarray, halves: dict[int, fl
 def _own(rng: np.random.Generator, shape: tuple[int, ...], type: str) -> tuple[np.ndarray, np.ndarray]:
     """Q1_0 and Q2_0, which gguf-py does not know: a float16, then codes from the lowest bits on."""
     weights, size, _ = SIZES[type]
+    if type.startswith("STQ1_0"):
+        return _sherry(rng, (shape[0], shape[1] // weights, size))
     data = rng.integers(0, 256, (shape[0], shape[1] // weights, size), dtype=np.uint8)
     _put_halves(rng, data, RANDOM[type[:4]])
     scale = data[:, :, :2].copy().view("<f2").astype(np.float32)
     bits = np.unpackbits(data[:, :, 2:], axis=2, bitorder="little").astype(np.float32)
     codes = 2 * bits - 1 if type == "Q1_0" else bits[:, :, 0::2] + 2 * bits[:, :, 1::2] - 1
     return data.reshape(shape[0], -1), (codes * scale).reshape(shape)
+
+
+def _sherry(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """STQ1_0, number by number."""
+    data = rng.integers(0, 256, shape, dtype=np.uint8)
+    data[:, :, 40:] = np.frombuffer(np.float16(0.04).tobytes(), np.uint8)
+    values = np.empty((*shape[:2], 256), np.float32)
+    for row, block in np.ndindex(shape[:2]):
+        b = data[row, block]
+        for g in range(64):
+            slot, sign = b[g // 2] >> 4 * (g % 2) & 15, b[32 + g // 8] >> g % 8 & 1
+            for lane in range(4):
+                code = (SHERRY[sign * 16 + slot] >> 2 * lane & 3) - 1
+                values[row, block, g // 16 * 64 + lane * 16 + g % 16] = code * np.float32(np.float16(0.04))
+    return data.reshape(shape[0], -1), values.reshape(shape[0], -1)
 
 
 def plain(type: str) -> str:

@@ -477,7 +477,8 @@ def linear(rng: Rng, kernel: str) -> Iterator[Case]:
 def linear_int8(rng: Rng, named: list[str]) -> Iterator[Case]:
     longest = [("extremes", 1, 17, 65536), ("extremes", 4, 16, 65536), ("extremes", 13, 2, 65536)]
     tables = [("normal", 2, 2100, 2080)]  # more blocks and more columns than share a kernel's tables
-    sizes = [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest, *tables]
+    tiles = [("normal", n, 47, int(rng.choice(MATRIX_COLS))) for n in (15, 16, 17, 31, 32, 33, 70)]  # of AMX
+    sizes = [*matrix_sizes(rng), ("normal", 193, 33, 340), *longest, *tables, *tiles]
     for format, (kind, n, rows, cols) in zip(cycle(named), sizes, strict=False):
         weight = int8_matrix(rng, format, rows, cols, kind)
         group = weight.codec.ACT_GROUP

@@ -131,6 +131,23 @@ def fbi(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, 
     return scale * np.sign(w) + offset, {"weight": w.copy(), "wscale": scale, "wbias": offset}
 
 
+def onebit(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """OneBit's signs, a bit for each that is minus, between two vectors."""
+    signs = np.where(w < 0, -1, 1).astype(np.float32)
+    columns, rows = (rng.uniform(0.2, 0.6, n).astype(np.float32) for n in w.shape[::-1])
+    packed = np.packbits(signs < 0, axis=1, bitorder="little").view(np.int8)
+    return rows[:, None] * signs * columns, {"weight": packed, "input_factor": columns, "weight_scale": rows}
+
+
+def onebit_llama(folder: Path) -> PreTrainedModel:
+    """OneBit's Llama: each projection's outputs go through a layer norm without weights."""
+    model = quantized(folder, onebit, {"model_type": "bitllama", "architectures": ["BitLlamaForCausalLMInf"]})
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(lambda _, __, y: torch.nn.functional.layer_norm(y, y.shape[-1:]))
+    return model
+
+
 def zeroed(quantize: Quantizer) -> Quantizer:
     """The same of weights some of which are exactly 0."""
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,13 @@ def _cpu_seconds(command: list[str]) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+def test_version_is_that_of_the_sources_it_runs_from(lutra: Any) -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    version = next(line.split('"')[1] for line in project.splitlines() if line.startswith("version ="))
+    assert lutra("--version") == Result(0, f"lutra {version}\n", "")
+    assert json.loads(lutra("doctor", "--json").out)["lutra"] == version
+
+
 def test_help_lists_the_verbs(lutra: Any) -> None:
     result = lutra("--help")
     assert result.code == 0
@@ -162,6 +170,45 @@ def test_what_is_wrong_with_a_model_gives_the_code(lutra: Any, model: str, tmp_p
     code, _, err = lutra("run", model, "x" * 300)
     assert code == 2
     assert "context" in err
+
+
+def test_what_is_no_model_is_refused_at_once(lutra: Any, model: str, tmp_path: Path) -> None:
+    """A pipe is not waited for; an empty name, as of a shell's variable, is not the working directory."""
+    pipe, empty = tmp_path / "pipe", tmp_path / "x.gguf"
+    os.mkfifo(pipe)
+    empty.touch()
+    for name, code, said in ((pipe, 4, "neither a directory nor a file"), (empty, 4, "is empty"), ("", 3, "is empty")):
+        result = lutra("run", "-m", str(name), "x")
+        assert result.code == code
+        assert said in result.err
+    for words in (["", "x"], [model, ""]):
+        assert lutra("convert", *words)[:2] == (2, "")
+    assert "0.1 to 2 bits" in lutra("convert", model, str(tmp_path / "y"), "-q", "littlebit", "--bpw", "77").err
+
+
+def test_a_suggestion_that_is_no_number_is_named(lutra: Any, tmp_path: Path) -> None:
+    folder = small_chat_model(tmp_path / "odd")
+    (folder / "generation_config.json").write_text('{"temperature": "hot"}')
+    code, _, err = lutra("run", "-m", str(folder), "x")
+    assert code == 4
+    assert "says temperature is 'hot', which is no number" in err
+
+
+def test_an_interrupted_import_is_an_interrupt(lutra: Any, monkeypatch: Any) -> None:
+    """numpy, for one, reports a Ctrl-C during its import as an ImportError."""
+
+    def fail(_: argparse.Namespace) -> int:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("a bad install")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(run, "run", fail)
+        assert lutra("run", "x") == Result(130, "", "")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +546,12 @@ def test_doctor(lutra: Any) -> None:
     code, _, err = lutra("doctor", LUTRA_CPU="pentium")
     assert code == 1
     assert "unknown CPU level 'pentium'" in err
+
+
+def test_doctor_says_what_is_not_used(lutra: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lutra.native.cpu_refused", lambda: "amx: its products were wrong")
+    assert "; not amx: its products were wrong" in lutra("doctor").out
+    assert json.loads(lutra("doctor", "--json").out)["cpu"]["refused"] == "amx: its products were wrong"
 
 
 def test_doctor_notices_a_broken_kernel(lutra: Any, monkeypatch: Any) -> None:

@@ -273,7 +273,7 @@ def test_a_failed_replacement_keeps_the_old_one(small: Path, tmp_path: Path) -> 
 
 def test_a_full_disk_is_seen_before_it_is_written_to(small: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(converter.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(LutraError, match=r"0\.00 GB free"):
+    with pytest.raises(LutraError, match=r"0\.0 MB free"):
         convert(small, tmp_path / "dst")
     assert leftovers(tmp_path, small) == []
 

@@ -55,6 +55,7 @@ KINDS: dict[str, Callable[[Any, Path], object]] = {
     "fbi shards": lambda make, path: make.quantized(path, make.fbi, write=make.torch_shards),
     "paretoq": lambda make, path: make.quantized(path, make.paretoq(2), {"w_bits": 2}),
     "littlebit": lambda make, path: make.quantized(path, make.littlebit()),
+    "onebit": lambda make, path: make.onebit_llama(path),
     "few levels": lambda make, path: make.quantized(path, make.few_levels(32, True, make.torch.float16)),
 }
 

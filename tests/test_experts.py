@@ -205,8 +205,21 @@ def test_configurations_that_make_no_mixture(change, error):
         qwen3_moe.Config.read(qwen3_moe.TINY | change)
 
 
+def test_experts_in_several_formats_are_refused_by_these(checkpoint, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.0.mlp.experts.3.down_proj.weight"
+    tensors[name] = np.sign(tensors[name]) * np.float32(0.1)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"experts in one format, and these come in b1\S*, f32"):
+        Model.load(tmp_path)
+
+
 def test_what_no_expert_can_be(checkpoint, tmp_path):
-    for name in ("experts-rows-8:f32", "experts-littlebit2r8"):
+    for name in ("experts-rows-8:littlebit2r8", "experts-littlebit2r8"):
         with pytest.raises(UnsupportedModelError, match="runs no experts in the format"):
             experts.name_of(name.removeprefix("experts-"), "layers.0.experts_down")
     for name in ("experts", "experts-", "experts-experts-f32", "experts-q9"):

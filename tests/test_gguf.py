@@ -30,7 +30,7 @@ IDS = [1, 5, 9, 42, 77, 3]
 PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
 DENSE = ["F32", "F16", "BF16"]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"]
-OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "I2_S"]
+OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "STQ1_0", "STQ1_0 early", "I2_S"]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,8 @@ FORMATS = {
     "TQ1_0": "ternary",
     "TQ2_0": "ternary",
     "I2_S": "ternary",
+    "STQ1_0": "ternary",
+    "STQ1_0 early": "ternary",
     "Q2_0": "q2g64",
     "Q2_0 wide": "q2g128",
     "Q1_0": "b1g128",
@@ -109,6 +111,8 @@ def test_types(type, tmp_path, files):
 MIXTURE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=64, norm_topk_prob=True)
 GEMMA = dict(head_dim=64, sliding_window=5, tie_word_embeddings=True)
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
+EXAONE = dict(head_dim=64, num_key_value_heads=2)
+GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
     "gemma2, other caps": (
@@ -127,6 +131,27 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         GEMMA | dict(query_pre_attn_scalar=64, num_hidden_layers=7),
         dict(keys={"gemma3.attention.sliding_window": 5}),
     ),
+    "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), {}),
+    # transformers lacks MiniCPM, which scales the same things: but its files do not speak of scores.
+    "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), dict(arch="minicpm")),
+    "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), {}),
+    "glm4": ("glm4", dict(head_dim=64), {}),
+    "mixtral, of experts": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), {}),
+    "hunyuan": ("hunyuan_v1_dense", dict(head_dim=128), {}),
+    "olmo2": ("olmo2", {}, {}),
+    "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), {}),
+    "exaone4, windows": (
+        "exaone4",
+        EXAONE | dict(sliding_window=5, layer_types=["sliding_attention", "full_attention"]),
+        dict(keys={"exaone4.attention.sliding_window": 5, "exaone4.attention.sliding_window_pattern": [True, False]}),
+    ),
+    "olmo3": (
+        "olmo3",
+        dict(sliding_window=5, num_hidden_layers=5, rope_parameters=dict(rope_type="default", rope_theta=1e4)),
+        dict(keys={"olmo2.attention.sliding_window": 5}),
+    ),
+    "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), {}),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
     "qwen2": ("qwen2", {}, {}),
@@ -154,6 +179,16 @@ def test_architectures(name, tmp_path, files):
 LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "gemma2": ("gemma2", GEMMA | dict(sliding_window=512, query_pre_attn_scalar=64), MIXED),
     "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
+    "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), MIXED),
+    "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), MIXED),
+    "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), MIXED),
+    "glm4": ("glm4", dict(head_dim=64), MIXED),
+    "mixtral": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), ["F16"]),
+    "hunyuan": ("hunyuan_v1_dense", dict(head_dim=64), MIXED),
+    "olmo2": ("olmo2", dict(num_key_value_heads=4), MIXED),
+    "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), DENSE),
+    "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), MIXED),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
@@ -167,10 +202,23 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    files.write(tmp_path / "x.gguf", files.model(arch, **config), types)
+    options = {"arch": name} if name == "minicpm" else {}
+    files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:
         assert tiny.relative(m.session().logits(IDS), expected) < 0.05  # it quantizes activations its own way
+
+
+def test_gates_and_ups_of_experts_in_different_types(tmp_path, files):
+    """As mixed quantizations have them: packed, they are the same to the last bit."""
+    files.write(tmp_path / "x.gguf", files.model("qwen3_moe", **MIXTURE), ["Q4_K", "Q6_K", "F16"])
+    convert(tmp_path / "x.gguf", tmp_path / "packed")
+    found = set()
+    with Model.load(tmp_path / "x.gguf") as m, Model.load(tmp_path / "packed") as packed:
+        np.testing.assert_array_equal(packed.session().logits(IDS), m.session().logits(IDS))
+        for i in range(2):
+            found.add(m.weights[f"layers.{i}.experts_gate_up"].format)
+    assert any("rows-256:q4g32s256m+256:q6g16s256" in format for format in found), found
 
 
 @pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
@@ -315,6 +363,14 @@ def test_files_that_are_refused(change, error, said, tmp_path):
     Model.load(tmp_path / "x.gguf").close()
     (tmp_path / "x.gguf").write_bytes(change(data))
     with pytest.raises(error, match=said):
+        Model.load(tmp_path / "x.gguf")
+
+
+def test_other_types_under_a_known_number_are_refused(tmp_path):
+    """Tencent's Q2_0C has 65 bytes where Q1_0 has 36: without a look at the sizes, its bits would be read as signs."""
+    data = synthetic(tmp_path / "x.gguf", "TQ2_0")
+    (tmp_path / "x.gguf").write_bytes(data.replace(b"\x23\0\0\0", b"\x29\0\0\0"))
+    with pytest.raises(UnsupportedModelError, match=r"ggml's type 41, but not that of llama\.cpp's Q1_0"):
         Model.load(tmp_path / "x.gguf")
 
 

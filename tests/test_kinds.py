@@ -257,6 +257,34 @@ def test_damaged_fbi_llm_is_refused(tmp_path, low_bit, change, error, says):
         read_all(tmp_path)
 
 
+def test_onebit(tmp_path, low_bit):
+    """Its norms make much of how activations are rounded: so the same weights as floats are run, too."""
+    reference = low_bit.onebit_llama(tmp_path)
+    assert agrees(tmp_path, reference, "onebit", exact=False, most=0.06) == {"onebit"}
+    floats = {name: (tensor.numpy(), "F32") for name, tensor in reference.state_dict().items()}
+    write_safetensors(tmp_path / "model.safetensors", [(n, t, a.shape, a) for n, (a, t) in floats.items()])
+    with Model.load(tmp_path) as m, low_bit.torch.no_grad():
+        expected = reference(low_bit.torch.tensor([IDS])).logits[0].numpy()
+        assert tiny.relative(m.session().logits(IDS), expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (drop("weight_scale"), CorruptModelError, "no weight_scale"),
+        (drop("weight"), CorruptModelError, "no weight"),
+        (put("input_factor", 3, np.nan), CorruptModelError, "finite"),
+        (lambda a: a.update({f"{Q}.weight_scale": np.ones(63, np.float32)}), CorruptModelError, "scales for a matrix"),
+        (lambda a: a.update({f"{Q}.weight": np.ones((64, 64), np.float32)}), UnsupportedModelError, "latent"),
+    ],
+)
+def test_damaged_onebit_is_refused(tmp_path, low_bit, change, error, says):
+    low_bit.onebit_llama(tmp_path)
+    damaged(tmp_path, change)
+    with pytest.raises(error, match=says):
+        read_all(tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "format"), [("fbi-llm", "fbi-q2"), ("paretoq", "q2")])
 def test_latent_weights_of_exactly_zero_stay_zero(kind, format, tmp_path, low_bit):
     recipe = {"fbi-llm": low_bit.fbi, "paretoq": low_bit.paretoq(1)}[kind]

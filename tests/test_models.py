@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lutra import native
+from lutra.models import ministral3
 from lutra.runtime import formats
 from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
@@ -76,7 +77,8 @@ def test_unknown_architecture_is_refused_by_name():
 def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     with tiny.model(arch) as m:
         last = next(role for role in ("layers.1.down", "layers.1.experts_down") if role in m.weights)
-        for role in {"embed", "layers.1.qkv", "layers.0.attn_norm", last}:
+        norm = next(role for role in ("layers.0.attn_norm", "layers.0.attn_out_norm") if role in m.weights)
+        for role in {"embed", "layers.1.qkv", norm, last}:
             wrong = m.weights[role]
             if isinstance(wrong, Packed):
                 *_, rows, cols = wrong.shape
@@ -93,7 +95,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     ("change", "error"),
     [
         ({"hidden_act": "gelu"}, UnsupportedModelError),
-        ({"rope_scaling": {"rope_type": "dynamic"}}, UnsupportedModelError),
+        ({"rope_scaling": {"rope_type": "spiral"}}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
         ({"sliding_window": -1}, CorruptModelError),
@@ -155,6 +157,11 @@ def _recipes():
         ),
         "linear-rope": lambda f: c.dense_llama(
             f, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+        ),
+        "dynamic-rope": lambda f: c.dense_llama(
+            f,
+            max_position_embeddings=16,
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
         ),
         "bitnet-online": lambda f: c.bitnet_online(f),
         "bitnet-packed": lambda f: c.bitnet_packed(f),
@@ -238,17 +245,73 @@ def _recipes():
             },
         ),
         "minicpm": lambda f: c.minicpm(f),
+        "granite": lambda f: c.dense(
+            f,
+            "Granite",
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.1,
+            logits_scaling=4.0,
+            attention_bias=True,
+        ),
+        "smollm3": lambda f: c.dense(f, "SmolLM3", num_hidden_layers=5, tie_word_embeddings=True),
+        "smollm3-listed": lambda f: c.dense(
+            f, "SmolLM3", no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=5
+        ),
+        "hunyuan": lambda f: c.dense(f, "HunYuanDenseV1", head_dim=24),
+        "hunyuan-alpha": lambda f: c.dense(
+            f,
+            "HunYuanDenseV1",
+            head_dim=16,
+            rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0},
+        ),
+        "olmo2": lambda f: c.dense(f, "Olmo2"),
+        "olmo3": lambda f: c.dense(
+            f,
+            "Olmo3",
+            num_hidden_layers=5,
+            sliding_window=5,
+            rope_parameters={
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        ),
+        "exaone4": lambda f: c.dense(f, "Exaone4", num_hidden_layers=5, sliding_window=5, sliding_window_pattern=4),
+        "exaone4-small": lambda f: c.dense(f, "Exaone4", layer_types=["full_attention"] * 2, sliding_window=None),
+        "ministral": lambda f: c.dense(
+            f, "Ministral", head_dim=16, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "mistral3-with-images": lambda f: c.mistral_with_images(f),
+        "ministral3": lambda f: c.dense(
+            f,
+            "Ministral3",
+            max_position_embeddings=512,
+            rope_parameters=ministral3.TINY["rope_scaling"] | {"rope_theta": 1e6},
+        ),
+        "gemma": lambda f: c.gemma(f, "Gemma", head_dim=24),
+        "glm": lambda f: c.dense(f, "Glm", head_dim=16, attention_bias=True),
+        "glm4": lambda f: c.dense(f, "Glm4", head_dim=16, attention_bias=True),
+        "mixtral": lambda f: c.mixture(f, "Mixtral"),
+        "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
 
 NAMES = [
     *["llama-f32", "llama-bf16", "llama-f16", "llama-tied", "llama-mha", "llama-sharded", "llama-head-dim"],
-    *["llama-bias", "llama3-rope", "linear-rope"],
+    *["llama-bias", "llama3-rope", "linear-rope", "dynamic-rope"],
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
     *["gemma3", "gemma3-untied", "gemma3-as-4", "gemma3-with-images", "qwen3-moe", "qwen3-moe-mixed-bf16"],
     *["olmoe", "opt", "opt-350m", "opt-untied"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
+    *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
+    *["gemma", "glm", "glm4", "mixtral"],
+    *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
 
@@ -274,6 +337,7 @@ GREEDY = [
     "mistral-window",
     "phi3-longrope",
     "minicpm",
+    "olmo3",
     "gemma2",
     "gemma3",
     "qwen3-moe",

@@ -308,7 +308,7 @@ def _require_space(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise LutraError(
-            f"the converted model needs {nbytes / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free",
+            f"the converted model needs {nbytes / 1e6:,.1f} MB and {folder.parent} has {free / 1e6:,.1f} MB free",
             "free some space or write to another disk",
         )
 

@@ -28,6 +28,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise ModelNotFoundError(f"there is no model at {path}")
+    if not path.is_dir() and not path.is_file():  # a pipe would be waited for
+        raise UnsupportedModelError(f"{path} is neither a directory nor a file on a disk", "lutra maps its models.")
     for container in modules_with("claims"):
         if container.claims(path):
             checkpoint: Checkpoint = container.read(path)

@@ -1,7 +1,8 @@
 """ggml's tensor types: blocks of weights, as GGUF files store them, made matrices that our formats hold exactly.
 
 Rows are whole blocks. A block has float16 scales and the bits of its codes, and scales of groups that are codes
-themselves. Sources: ggml-common.h and ggml-quants.c of llama.cpp; for I2_S, bitnet.cpp.
+themselves. Sources: ggml-common.h and ggml-quants.c of llama.cpp; for I2_S, bitnet.cpp; for STQ1_0, llama.cpp's pull
+request 22836.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lutra.models.loaders.grids import is_half
 from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_float32
 
-__all__ = ["FLOATS", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
+__all__ = ["FLOATS", "SHARED", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
 
 Blocks = np.ndarray  # uint8 [rows, blocks of a row, bytes of a block]
 _AT_ONCE = 1 << 20  # bytes of blocks looked at together
@@ -213,6 +214,32 @@ def _tq2_0(b: Blocks) -> Coded:
     return Coded(_fields(b[:, :, :64], 2, 32), d, np.ones_like(d), 256)
 
 
+def _stq1_0(b: Blocks) -> Coded:
+    """Sherry (2026): of four weights, 16 apart, exactly one is 0."""
+    slot = np.stack([b[:, :, :32] & 15, b[:, :, :32] >> 4], axis=3).reshape(*b.shape[:2], 64)
+    negated = np.unpackbits(b[:, :, 32:40], axis=2, bitorder="little")
+    fours = _FOURS[negated << 4 | slot].reshape(*b.shape[:2], 4, 16, 4)
+    d = _half(b, 40)
+    return Coded(np.ascontiguousarray(fours.swapaxes(3, 4)).reshape(len(b), -1), d, np.ones_like(d), 256)
+
+
+def _sherry() -> np.ndarray:
+    """Four codes around 1 for each sign and slot: uint8 [32, 4].
+
+    A slot's upper bits say which is 0, its lower ones which of the last two others are negative; a sign negates all.
+    """
+    found = np.ones((2, 4, 4, 4), np.uint8)
+    for zero in range(4):
+        for lower in range(4):
+            signs = np.array([1, 1 - 2 * (lower & 1), 1 - (lower & 2)])
+            others = [lane for lane in range(4) if lane != zero]
+            found[0, zero, lower, others], found[1, zero, lower, others] = 1 + signs, 1 - signs
+    return found.reshape(32, 4)
+
+
+_FOURS = _sherry()
+
+
 def _mxfp4(b: Blocks) -> Codebook:
     values = np.array(codec("mxfp4")._FORMAT.values, np.float32)
     with np.errstate(over="ignore"):
@@ -233,7 +260,7 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     return Coded(codes.view(np.int8) - np.int8(1), np.broadcast_to(scale[:, None], (shape[0], 1)))
 
 
-# By ggml's number. Two layouts share the number of Q2_0: its blocks have 64 weights, or 128.
+# By ggml's number. Several layouts share that of Q2_0, which is told by its size (SHARED).
 TYPES = {
     2: Type("Q4_0", 32, 18, _q4_0, "q4g32"),
     3: Type("Q4_1", 32, 20, _q4_1, "q4g32s32m"),
@@ -250,8 +277,9 @@ TYPES = {
     39: Type("MXFP4", 32, 17, _mxfp4, _floating),
     41: Type("Q1_0", 128, 18, _q1_0, "b1g128"),
     42: Type("Q2_0", 64, 18, _q2_0, _ternary),
+    43: Type("STQ1_0", 256, 42, _stq1_0, _ternary_at(40)),  # Tencent's
 }
-Q2_0_WIDE = Type("Q2_0", 128, 34, _q2_0, _ternary)
+SHARED = {42: (Type("Q2_0", 128, 34, _q2_0, _ternary), TYPES[43])}  # PrismML's, and Tencent's earlier files'
 
 UNREADABLE = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",

@@ -142,11 +142,13 @@ class Tensor:
         return prod(self.shape) // type.weights * type.nbytes if type else 0
 
     def _block_type(self) -> ggml.Type | None:
+        """The type of this number; where several share it, the one that takes the bytes there are."""
         type = ggml.TYPES.get(self.type)
-        wide = ggml.Q2_0_WIDE  # PrismML's, under the same number
-        if type and type.name == wide.name:
-            sizes = [prod(self.shape) // t.weights * t.nbytes for t in (wide, type)]
-            return wide if sizes[0] <= self.nbytes < min(sizes[0] + PADDING, sizes[1]) else type
+        if type and self.nbytes < prod(self.shape) // type.weights * type.nbytes:
+            for other in ggml.SHARED.get(self.type, ()):
+                size = prod(self.shape) // other.weights * other.nbytes
+                if self.shape[-1] % other.weights == 0 and size <= self.nbytes < size + PADDING:
+                    return other
         return type
 
     def _dense(self, dtype: str) -> Entry:
@@ -175,6 +177,12 @@ class Tensor:
             raise CorruptModelError(f"{self.file.path}: {self.name!r:.80} of {self.shape} is no matrix of {type.name}")
         shape = (self.shape[0], self.shape[1] // type.weights, type.nbytes)
         self._check(prod(shape))
+        if self.nbytes - prod(shape) >= max(PADDING, prod(shape) // 4):
+            raise UnsupportedModelError(
+                f"{self.file.path} stores {self.name!r:.80} in ggml's type {self.type}, but not that of llama.cpp's "
+                f"{type.name}: it takes {self.nbytes:,} bytes, {type.name} {prod(shape):,}",
+                "It needs the program it was made for: use the model's release as safetensors.",
+            )
 
         def blocks() -> np.ndarray:
             return self.file.array(self.offset, np.dtype("u1"), shape)

@@ -55,25 +55,51 @@ class Arch:
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
 RELU2 = {"hidden_act": "relu2"}  # which files do not say
-GEMMA = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+GEMMA = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
+MOE = "block_sparse_moe"
 ARCHS = {
-    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),  # the converter has added the 1
+    "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
+    "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "exaone4": Arch("exaone4", layer=POST_NORMS),
+    "glm4": Arch(
+        "glm4",
+        layer={
+            "ffn_up": "mlp.gate_up_proj",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+    ),
+    "granite": Arch("granite", NEIGHBOURS),
+    "hunyuan-dense": Arch(
+        "hunyuan_v1_dense",
+        layer={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+    ),
     "llama": Arch("llama", NEIGHBOURS),
     "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
     "minicpm": Arch("minicpm", NEIGHBOURS),
+    "olmo2": Arch("olmo3", layer=POST_NORMS),  # 2 has no window, and is the same without
     "olmoe": Arch("olmoe", {"norm_topk_prob": False}),  # as llama.cpp runs it
     "phi3": Arch("phi3", layer={"ffn_up": "mlp.gate_up_proj"}),
     "qwen2": Arch("qwen2"),
+    "seed_oss": Arch("seed_oss", layer={"post_attention_norm": "post_attention_layernorm"}),
+    "smollm3": Arch("smollm3", NEIGHBOURS),
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
 }
+MIXTRAL = Arch(  # which files call llama, too
+    "mixtral",
+    NEIGHBOURS,
+    {
+        "ffn_gate_inp": f"{MOE}.gate",
+        "ffn_gate_exps": f"{MOE}.experts.{{}}.w1",
+        "ffn_up_exps": f"{MOE}.experts.{{}}.w3",
+        "ffn_down_exps": f"{MOE}.experts.{{}}.w2",
+    },
+)
 TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
 
 # Keys of an architecture, without its name, that change results. By value: what is the same as their absence.
@@ -99,6 +125,8 @@ CHANGING = {
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "llama": {"expert_count"},
+    "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
     "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
@@ -132,6 +160,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     if not shapes:
         raise UnsupportedModelError("this GGUF file holds a vocabulary and no weights", "Give the model's own file.")
     keys = _Keys(metadata, str(name))
+    if name == "llama" and keys.get("expert_count"):
+        arch = MIXTRAL
     _refuse_changes(keys)
     names, factors = _names(arch, shapes)
 
@@ -222,16 +252,27 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         "tie_word_embeddings": "output.weight" not in shapes,
         "torch_dtype": "float32",
         **arch.config,
+        **_pattern(keys),
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
-    if keys.arch in ("olmoe", "qwen3moe"):
+    if keys.get("expert_count"):
         config |= _mixture(keys, shapes, config)
+    if keys.arch == "granite":
+        config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
     return config
+
+
+def _pattern(keys: _Keys) -> dict[str, Any]:
+    """Which layers have a sliding window: a flag for each, or every nth has none."""
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        return {"layer_types": ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]}
+    return {} if pattern is None else {"sliding_window_pattern": pattern}
 
 
 def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, Any]:
@@ -251,12 +292,16 @@ def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     names = ("attn_logit_softcapping", "final_logit_softcapping")
     caps = {name: value for name in names if (value := keys.get(name)) is not None}
     local: dict[str, Any] = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
-    pattern = keys.get("attention.sliding_window_pattern")
-    if isinstance(pattern, np.ndarray):
-        local["layer_types"] = ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]
-    elif pattern is not None:
-        local["sliding_window_pattern"] = pattern
     return {"query_pre_attn_scalar": scale**-2 if scale else width, **caps, **local}
+
+
+def _granite(keys: _Keys, head_dim: int) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": keys.number("embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": keys.number("residual_scale", 0.0) or 1.0,
+        "attention_multiplier": keys.number("attention.scale", 0.0) or head_dim**-0.5,
+        "logits_scaling": keys.number("logit_scale"),
+    }
 
 
 def _minicpm(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:

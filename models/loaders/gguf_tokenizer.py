@@ -34,7 +34,8 @@ def files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
     ``metadata``: keys of a GGUF file; an array of strings is a list, one of numbers a 1-D numpy array. Raises
     UnsupportedModelError for a kind of tokenizer that lutra does not know, CorruptModelError for metadata that
-    contradicts itself. What the tokenizer's library checks, merges for one, is left to it.
+    contradicts itself. What the tokenizer's library checks, merges for one, is left to it. No text is ended with EOS,
+    though add_eos_token ask for it: what comes behind would begin another one.
     """
     keys = _Keys(metadata)
     kind = keys.text("ggml.model") or "no_vocab"
@@ -296,6 +297,19 @@ _DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+_QWEN35 = (  # marks belong to their letters
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SEED = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_EXAONE_MOE = (  # a run of words is one part
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_CHAMELEON = (
+    *("<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z"),  # what stands for images
+    *(r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]"),
+)
 _CASED = (  # letters of scripts that have cases, as DeepSeek's first tokenizer lists them
     r"A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
     r"\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -315,16 +329,26 @@ _SPLITS = {
         (_Split((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")), "default"),
         (_Split((_GPT2,)), "gpt-2 phi-2 gigachat a.x-4.0 mellum jais trillion granite-docling exaone4"),
         (_Split((_GPT2,), nfc=True), "mpt olmo"),  # GPT-NeoX's
-        (_Split((r"\p{N}", _GPT2)), "starcoder refact smollm codeshell exaone minerva-7b"),
+        (_Split((r"\p{N}", _GPT2)), "starcoder refact smollm codeshell exaone minerva-7b mellum2"),
         (_Split((r"\p{N}", _GPT2), nfc=True), "command-r"),
-        (_Split((_cl100k("{1,3}"),)), "dbrx smaug-bpe glm4 chatglm-bpe"),
+        (_Split((_cl100k("{1,3}"),)), "dbrx smaug-bpe glm4 glm5 chatglm-bpe"),
         (
             _Split((_cl100k("{1,3}"),), whole=True, bos=True),
             "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         ),
         (_Split((_cl100k(""),), nfc=True), "qwen2 deepseek-r1-qwen megrez kormo f2llmv2"),
-        (_Split((_cl100k(""),)), "stablelm2 hunyuan solar-open grok-2"),
-        (_Split((_o200k(_CONTRACTION + "?", "{1,3}"),)), "gpt-4o llama4 kanana2 minimax-m2"),
+        (
+            _Split((_cl100k(""),)),
+            "stablelm2 hunyuan solar-open grok-2 bailingmoe bailingmoe2 llada-moe ufakzeka",
+        ),
+        (_Split((r"\p{N}{1,3}", _cl100k("{1,3}"))), "minicpm5"),
+        (_Split((r"\n+", _cl100k(""))), "laguna"),
+        (_Split((_QWEN35,), nfc=True), "qwen35"),
+        (_Split((_SEED,)), "seed-coder"),
+        (_Split((_EXAONE_MOE,)), "exaone-moe"),
+        (_Split((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), "superbpe"),
+        (_Split((*_CHAMELEON, _GPT2), bos=True), "chameleon"),
+        (_Split((_o200k(_CONTRACTION + "?", "{1,3}"),)), "gpt-4o llama4 kanana2 minimax-m2 talkie"),
         (_Split((_o200k("", ""),), whole=True, bos=True), "tekken"),
         (_Split((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")), "falcon"),
         (_Split((_BLOOM,)), "bloom poro-chat gpt3-finnish"),
@@ -343,7 +367,7 @@ _SPLITS = {
             ),
             "deepseek-llm",
         ),
-        (_Split(_DEEPSEEK3), "deepseek-v3 hunyuan-dense joyai-llm"),
+        (_Split(_DEEPSEEK3), "deepseek-v3 hunyuan-dense hy_v4 joyai-llm"),
     )
     for name in names.split()
 }

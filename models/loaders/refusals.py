@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lutra.models.loaders.checkpoint import Source
 from lutra.models.loaders.mapped import first_bytes
-from lutra.runtime.errors import UnsupportedModelError
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["refuse", "refuse_encoding"]
 
@@ -17,7 +17,10 @@ FOREIGN_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt")
 
 
 def refuse(path: Path) -> None:
-    """Raise UnsupportedModelError when ``path`` is, or has only, weights of a foreign container."""
+    """Raise UnsupportedModelError when ``path`` is, or has only, weights of a foreign container.
+
+    CorruptModelError for a file of nothing.
+    """
     if path.is_file():
         _refuse_file(path)
     for pattern in FOREIGN_WEIGHTS:
@@ -26,6 +29,8 @@ def refuse(path: Path) -> None:
 
 
 def _refuse_file(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise CorruptModelError(f"{path} is empty", "Download it again.")
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UnsupportedModelError(f"{path} is one file of a model", f"Give its directory: {path.parent}")
     if first_bytes(path, 2) in (b"PK", b"\x80\x02"):

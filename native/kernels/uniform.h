@@ -48,6 +48,7 @@ static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_
     (void)plane;
     const int8_t *scale = f->scale + ((int64_t)block * f->chunks + group) * GRIDS * ROWS;
     const uint16_t *unit = f->unit + ((int64_t)block * f->supers + (group >> f->shift)) * GRIDS * ROWS;
+    __builtin_prefetch(scale + SCALES_AHEAD);
     return (grid){vmul(vload_f16(unit), vload_i8(scale)), vset1(OFFSETS ? 0 : 1 << (BITS - 1)),
                   OFFSETS ? vmul(vload_f16(unit + ROWS), vload_i8(scale + ROWS)) : vset1(0)};
 }
@@ -82,6 +83,7 @@ typedef struct {
 static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_t plane) {
     (void)plane;
     const int64_t at = ((int64_t)block * f->scales + (f->scales > 1 ? group : 0)) * ROWS;
+    if (f->scale) __builtin_prefetch(f->scale + at + SCALES_AHEAD / 2);
     return (grid){f->scale ? vload_f16(f->scale + at) : vload(f->row_scale + at),
                   f->zero ? vload_f16(f->zero + at) : vset1(f->one_zero)};
 }

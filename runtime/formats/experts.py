@@ -1,7 +1,8 @@
 """experts: the matrices of a mixture's experts, all in one format. Each row of activations meets those it has chosen.
 
 experts-q4g32 of shape [experts, out, in] has the parts of q4g32, each with an axis of experts before its own. So an
-expert's bytes lie together, and it has the kernels of its format. Made as it is needed, so no variant is typical.
+expert's bytes lie together, and it has the kernels of its format, or those of its rows' formats. Made as it is needed,
+so no variant is typical.
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ class Experts:
         packed = Packed(f"{PREFIX}{self.format}", tuple(shape), parts)
         return Stacked(tuple(expert.matrix for expert in packed.experts))
 
+    def stack(self, packed: Packed) -> list[Packed]:
+        """For experts with rows of several formats: the experts of each of these. For any others []."""
+        count, _, cols = packed.shape
+        return [
+            Packed(
+                PREFIX + format,
+                (count, own, cols),
+                {part: packed.parts[f"{i}.{part}"] for part in codec(format).layout(own, cols)},
+            )
+            for i, (own, format) in enumerate(_rows(self.format))
+        ]
+
     def experts(self, packed: Packed) -> list[Packed]:
         """Each expert's matrix."""
         count, rows, cols = packed.shape
@@ -60,10 +73,16 @@ class Experts:
 
 
 def name_of(format: str, role: str) -> str:
-    """The format of experts with matrices in this one. UnsupportedModelError if that has no kernels of its own."""
-    if not codec(format).KERNEL:
+    """The format of experts with matrices in this one. UnsupportedModelError if kernels are lacking for it."""
+    if not all(codec(own).KERNEL for _, own in _rows(format) or ((0, format),)):
         raise UnsupportedModelError(f"{role}: lutra runs no experts in the format {format:.80}")
     return PREFIX + format
+
+
+def _rows(format: str) -> tuple[tuple[int, str], ...]:
+    """How many rows are in which formats, where there are several; () where there is one."""
+    each: tuple[tuple[int, str], ...] = getattr(codec(format), "each", ())
+    return each
 
 
 def stacked(experts: Iterable[Packed], count: int) -> Packed:

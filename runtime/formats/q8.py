@@ -1,9 +1,12 @@
-"""q8: 8-bit weights. By itself q8 has rows of int8, with one float32 scale each, and takes activations as floats:
+"""q8: 8-bit weights, of two kinds that a group tells apart: they also differ in what they do to activations.
 
-data   int8     [rows, cols]
-scale  float32  [rows]
+q8: rows of int8 with one scale each, and activations stay floats: for embeddings and outputs.
 
-Variants: q8g128 (or 64, 32), q8g128z: uniform grids as _uniform.py has them, and int8 activations.
+    data   int8     [rows, cols]
+    scale  float32  [rows]
+
+q8g128 (or 64, 32), q8g128z: grids as _uniform.py has them, and int8 activations, as all of q2 to q6 take them. No such
+grid has whole rows: its name would be q8.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ typedef struct {
 
 static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_t plane) {
     const uint16_t *at = f->scale + ((int64_t)block * f->groups + group) * f->grids * 16;
+    __builtin_prefetch(at + SCALES_AHEAD / 2);
     const f32x16 weight = f->grids == 2 && plane == f->planes - 1 ? vload_f16(at + 16) : vset1(f->digits[2 * plane]);
     return (grid){vmul(vload_f16(at), weight), f->digits[2 * plane + 1]};
 }

@@ -26,7 +26,7 @@
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product, and
  * there is room for those of STREAMS blocks with one token. Up to FEW_TOKENS are as well taken one by one. SPAN:
  * the steps whose activations one load brings. PAIRED: a panel's steps are put together by twos, rows of 8 bytes (u8pair),
- * that meet two tokens at once (dot8); unpair gives each its sums. */
+ * that meet two tokens at once (dot8); unpair gives each its sums. AMX: there are registers for whole tiles, too. */
 #pragma once
 #include "../f32x16.h"
 #include "../kernel.h"
@@ -54,6 +54,9 @@ typedef __m512i narrow;
 #define TILE_BLOCKS 2
 #define STREAMS 2
 #define FEW_TOKENS 2
+#ifdef LT_AMX_TILES
+#define AMX 1
+#endif
 
 LT_INLINE u8x64 u8load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 LT_INLINE void u8store(uint8_t *p, u8x64 v) { _mm512_storeu_si512(p, v); }
@@ -571,6 +574,9 @@ LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
 #endif
 #ifndef PAIRED
 #define PAIRED 0
+#endif
+#ifndef AMX
+#define AMX 0
 #endif
 #ifndef SPAN
 #define SPAN 1

@@ -2,7 +2,8 @@
  *
  * linear(y, codes, act_scale, act_sum, <the format's parts>; group): activations come quantized in groups of columns,
  * each with a scale and the sum of its codes. A few tokens meet the packed bytes themselves. For many, a panel of a
- * block's weights is decoded once, one weight to a byte, and multiplied in tiles that stay in registers.
+ * block's weights is decoded once, one weight to a byte, and multiplied in tiles that stay in registers: vectors, or
+ * from AMX_LEAST tokens on those of AMX, `at_once` (else 0) tokens at a time.
  *
  * A format says, before it includes this file,
  *
@@ -21,18 +22,27 @@
  *
  * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
- *     group, planes           of f: chunks that share an activation scale; planes
+ *     group, planes           of f: chunks that share an activation scale; planes. Or GROUP, PLANES: the same for all
  *     chunks_dot(f, p, data, codes, chunks, ahead)   the sums of a plane's chunks, with one token
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
 #include "tile.h"
 
+#ifndef GROUP
+#define GROUP f->group
+#endif
+#ifndef PLANES
+#define PLANES f->planes
+#endif
+
 enum {
     BLOCK = 16,              /* output rows */
     BLOCKS_PER_PART = 2,     /* blocks that one thread takes at a time */
     BATCH = 16 * TILE_TOKENS, /* tokens that share one decoding */
-    TILES_ABREAST = 4         /* rows of tiles that share a panel's activations while these are in a near cache */
+    TILES_ABREAST = 4,        /* rows of tiles that share a panel's activations while these are in a near cache */
+    AMX_LEAST = 8,            /* tokens: fewer leave most of a register empty */
+    MOST_TOKENS = AMX ? 32 : TILE_TOKENS /* of a tile */
 };
 
 typedef uint8_t panel[HALVES * PANEL * STEPS][TILE_BLOCKS][VECTOR];
@@ -48,12 +58,14 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
     return *(const float *)(row + token * op->arg[arg].stride + group * (int64_t)sizeof(float));
 }
 
-/* Some blocks times one token, side by side: memory is read faster as two streams. */
-static inline void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first,
-                                      int32_t blocks, int32_t token) {
+/* Some blocks times one token, side by side: memory is read faster as two streams. group: chunks that share an activation
+ * scale. */
+LT_INLINE void blocks_times(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
+                            int32_t token, int32_t group) {
     const int8_t *codes = lt_row(op, step, 1, token);
     const float *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #if WHOLE
+    (void)group;
     i32x16 sums[BLOCKS_PER_PART];
     if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
     else blocks_dot(f, first, 1, codes, sums);
@@ -62,12 +74,12 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
 #else
     f32x16 y[BLOCKS_PER_PART];
     for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);
-    for (int32_t c = 0, g = 0; c < f->chunks; c += f->group, g++) {
-        const int32_t chunks = lt_min(f->group, f->chunks - c);
+    for (int32_t c = 0, g = 0; c < f->chunks; c += group, g++) {
+        const int32_t chunks = group == 1 ? 1 : lt_min(group, f->chunks - c);
         const int64_t left = (f->chunks - c) * (int64_t)BYTES; /* behind them come the next blocks, not the neighbour */
         const int64_t ahead = left > PREFETCH ? PREFETCH : PREFETCH + (blocks - 1) * f->chunks * (int64_t)BYTES;
         for (int32_t b = 0; b < blocks; b++)
-            for (int32_t p = 0; p < f->planes; p++) {
+            for (int32_t p = 0; p < PLANES; p++) {
                 const uint8_t *data = group_at(f, first + b, g, p, chunks);
                 const i32x16 sums = chunks_dot(f, p, data, codes + c * COLUMNS, chunks, ahead);
                 y[b] = add_group(y[b], sums, grid_at(f, first + b, g, p), act_scale[g], act_sum[g]);
@@ -77,58 +89,118 @@ static inline void blocks_times_token(const lt_op *op, const lt_step *step, cons
 #endif
 }
 
+static void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
+                               int32_t token) {
+#if WHOLE
+    blocks_times(op, step, f, first, blocks, token, 0);
+#else
+    if (GROUP == 1) blocks_times(op, step, f, first, blocks, token, 1); /* compiled for it: small groups cost most */
+    else blocks_times(op, step, f, first, blocks, token, GROUP);
+#endif
+}
+
 #if WHOLE
 typedef int32_t result[TILE_BLOCKS][BLOCK];
 #else
 typedef float result[TILE_BLOCKS][BLOCK];
 #endif
 
+#if AMX
+_Static_assert(PANEL * STEPS % AMX_ROWS == 0, "the last steps of a panel that AMX takes go beyond it");
+
+/* Steps that AMX takes at once: as many as divide a group. */
+static inline int32_t amx_depth(const format *f) {
+#if WHOLE
+    (void)f;
+    return AMX_ROWS;
+#else
+    (void)f;
+    const int32_t steps = GROUP * STEPS;
+    return lt_min(AMX_ROWS, steps & -steps);
+#endif
+}
+
+/* Tokens that AMX takes at once, or 0. */
+static int amx_open(const format *f, int32_t tokens) {
+    if (tokens < AMX_LEAST) return 0;
+    amx_begin(lt_min(tokens, AMX_ROWS), amx_depth(f));
+    return tokens < 2 * AMX_ROWS ? lt_min(tokens, AMX_ROWS) : 2 * AMX_ROWS;
+}
+
+static void amx_close(int at_once) {
+    if (at_once) amx_end();
+}
+#else
+#define amx_open(f, tokens) 0
+#define amx_close(at_once) (void)(at_once)
+#endif
+
+/* The sums of a panel, which begins at a column, and tokens. Returns where in `sums` theirs begin. */
+LT_INLINE int panel_sums(const lt_op *op, const lt_step *step, const format *f,
+                         const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t column, int32_t steps, int32_t token,
+                         int tokens, int at_once, i32x16 sums[][TILE_BLOCKS]) {
+    const int64_t stride = op->arg[1].stride;
+    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + column;
+#if AMX
+    if (at_once) { /* tokens of a tile that is not full come behind some of the one before */
+        const int before = lt_max(0, token + at_once - lt_rows(op, step));
+        amx_tile(weights, steps, amx_depth(f), codes - before * stride, stride, at_once, sums);
+        return before;
+    }
+#endif
+    (void)f, (void)at_once;
+    tile(weights, steps, codes, stride, tokens, SAFE_STEPS(127 * MOST), sums);
+    return 0;
+}
+
 #if WHOLE
 /* A panel of chunks, the first of them `first`, times tokens. */
-LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const panel weights, int32_t first, int32_t chunks,
-                           int32_t token, int tokens, result y[]) {
-    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)first * COLUMNS;
-    i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(weights, lt_ceil_div(chunks * STEPS, SPAN) * SPAN, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
+LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights, int32_t first,
+                           int32_t chunks, int32_t token, int tokens, int at_once, result y[]) {
+    const int32_t steps = lt_ceil_div(chunks * STEPS, SPAN) * SPAN;
+    i32x16 sums[MOST_TOKENS][TILE_BLOCKS];
+    const int at = panel_sums(op, step, f, weights, first * COLUMNS, steps, token, tokens, at_once, sums);
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) istore(y[t][b], iadd(iload(y[t][b]), sums[t][b]));
+        for (int b = 0; b < TILE_BLOCKS; b++) istore(y[t][b], iadd(iload(y[t][b]), sums[at + t][b]));
 }
 #else
 /* A panel of one plane of a group of chunks, times tokens. */
 LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights,
                            const grid grids[TILE_BLOCKS], int32_t group, int32_t chunks, int32_t token, int tokens,
-                           result y[]) {
-    const int8_t *codes = (const int8_t *)lt_row(op, step, 1, token) + (int64_t)group * f->group * COLUMNS;
+                           int at_once, result y[]) {
+    const int32_t column = group * GROUP * COLUMNS, steps = chunks * STEPS;
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
-    i32x16 sums[TILE_TOKENS][TILE_BLOCKS];
-    tile(weights, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), sums);
+    i32x16 sums[MOST_TOKENS][TILE_BLOCKS];
+    const int at = panel_sums(op, step, f, weights, column, steps, token, tokens, at_once, sums);
     if (HALVES == 2) {
-        i32x16 upper[TILE_TOKENS][TILE_BLOCKS];
-        tile(weights + PANEL * STEPS, chunks * STEPS, codes, op->arg[1].stride, tokens, SAFE_STEPS(127 * MOST), upper);
+        i32x16 upper[MOST_TOKENS][TILE_BLOCKS];
+        panel_sums(op, step, f, weights + PANEL * STEPS, column, steps, token, tokens, at_once, upper);
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = iadd(sums[t][b], ishl(upper[t][b], 4));
+            for (int b = 0; b < TILE_BLOCKS; b++) sums[at + t][b] = iadd(sums[at + t][b], ishl(upper[at + t][b], 4));
     }
 #pragma GCC unroll 12
     for (int t = 0; t < tokens; t++) {
         const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++)
-            vstore(y[t][b], add_group(vload(y[t][b]), sums[t][b], grids[b], scale, sum));
+            vstore(y[t][b], add_group(vload(y[t][b]), sums[at + t][b], grids[b], scale, sum));
     }
 }
 #endif
 
 /* panel_times() for all tokens, in tiles as large as they fit. */
 #define TILES_OF(n, ...) \
-    for (; t + n <= tokens; t += n) panel_times(op, step, __VA_ARGS__, token + t, n, y + t)
+    for (; t + n <= tokens; t += n) panel_times(op, step, f, __VA_ARGS__, token + t, n, 0, y + t)
 #define TILES(...)                              \
     do {                                        \
         int32_t t = 0;                          \
-        TILES_OF(TILE_TOKENS, __VA_ARGS__);     \
+        for (; AMX && at_once && t < tokens; t += at_once) \
+            panel_times(op, step, f, __VA_ARGS__, token + t, lt_min(at_once, tokens - t), at_once, y + t); \
+        if (!AMX) TILES_OF(TILE_TOKENS, __VA_ARGS__); \
         if (TILE_TOKENS > 4) TILES_OF(4, __VA_ARGS__); \
         if (TILE_TOKENS > 2) TILES_OF(2, __VA_ARGS__); \
         TILES_OF(1, __VA_ARGS__);               \
@@ -139,7 +211,7 @@ LT_INLINE int32_t tile_block(int32_t first, int32_t i, int32_t last) { return lt
 
 /* Up to BATCH tokens times the blocks block <= b < last, up to TILES_ABREAST tiles of them. */
 static void blocks_times_batch(const lt_op *op, const lt_step *step, const format *f, int32_t block, int32_t last,
-                               int32_t token, int32_t tokens) {
+                               int32_t token, int32_t tokens, int at_once) {
     panel weights __attribute__((aligned(VECTOR)));
     result sums[TILES_ABREAST][BATCH], *y = sums[0];
     for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) memset(y, 0, (size_t)tokens * sizeof *y);
@@ -162,11 +234,11 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #else
-    for (int32_t first = 0, g = 0; first < f->chunks; first += f->group, g++) {
-        const int32_t chunks = lt_min(f->group, f->chunks - first);
+    for (int32_t first = 0, g = 0; first < f->chunks; first += GROUP, g++) {
+        const int32_t chunks = lt_min(GROUP, f->chunks - first);
         y = sums[0];
         for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH)
-            for (int32_t p = 0; p < f->planes; p++) {
+            for (int32_t p = 0; p < PLANES; p++) {
                 grid grids[TILE_BLOCKS];
                 for (int32_t i = 0; i < TILE_BLOCKS; i++) {
                     const int32_t at = tile_block(b, i, last);
@@ -178,7 +250,7 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
                     }
                 }
                 for (int h = 0; h < HALVES; h++) finish_panel(weights + h * PANEL * STEPS, chunks * STEPS);
-                TILES(f, weights, grids, g, chunks);
+                TILES(weights, grids, g, chunks);
             }
     }
 #endif
@@ -205,9 +277,11 @@ static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int3
         return;
     }
     const int32_t abreast = TILES_ABREAST * TILE_BLOCKS;
+    const int at_once = amx_open(&f, tokens);
     for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += abreast)
         for (int32_t t = 0; t < tokens; t += BATCH)
-            blocks_times_batch(op, step, &f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t));
+            blocks_times_batch(op, step, &f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t), at_once);
+    amx_close(at_once);
 }
 
 static int32_t linear_units(const lt_op *op, const lt_step *step) {

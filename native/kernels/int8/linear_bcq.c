@@ -41,7 +41,9 @@ typedef struct {
 
 static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_t plane) {
     const int64_t at = (int64_t)block * f->groups + group;
-    return (grid){vload_f16(f->scale + (at * f->planes + plane) * 16),
+    const uint16_t *scale = f->scale + (at * f->planes + plane) * 16;
+    __builtin_prefetch(scale + SCALES_AHEAD / 2);
+    return (grid){vload_f16(scale),
                   f->offset && plane == 0 ? vload_f16(f->offset + at * 16) : vset1(0), f->zero};
 }
 

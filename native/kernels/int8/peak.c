@@ -17,7 +17,40 @@ enum {
     NARROW = 64, /* products of 127 by 2, two of which AVX2 adds up at once, that 16 bits hold */
 };
 
-#if defined(__AVX512VNNI__) && !defined(LT_PLAIN)
+#ifdef LT_AMX_TILES
+#include "../../amx.h"
+
+/* A product of two registers makes 16 x 16 x 64 multiply-adds, so every 64 steps are six of them: one for each
+ * register that is not an operand. All have the same shape here. */
+static uint32_t products(const uint8_t *weights, const int8_t *codes, int32_t steps) {
+    uint8_t w[AMX_ROWS][AMX_BYTES]; /* [step][16 rows][4]: any four steps are the weights, for every row */
+    int8_t c[AMX_ROWS][AMX_BYTES];
+    uint32_t sums[6][AMX_ROWS][AMX_ROWS], total = 0;
+    for (int r = 0; r < AMX_ROWS; r++)
+        for (int i = 0; i < AMX_BYTES; i++) {
+            w[r][i] = weights[r % 4 * 4 + i % 4];
+            c[r][i] = codes[i % BYTES];
+        }
+    amx_begin(AMX_ROWS, AMX_ROWS);
+#define EACH_PRODUCT(x) x(0) x(1) x(2) x(3) x(4) x(5)
+#define ZERO(i) amx_zero(i);
+#define DOT(i) amx_dot(i, 6, 7);
+#define STORE(i) amx_store(i, sums[i], AMX_BYTES);
+    EACH_PRODUCT(ZERO)
+    amx_load(6, c, AMX_BYTES);
+    amx_load(7, w, AMX_BYTES);
+    for (int32_t s = 0; s < steps; s += NARROW) {
+        EACH_PRODUCT(DOT)
+    }
+    EACH_PRODUCT(STORE)
+    amx_end();
+    for (int i = 0; i < 6; i++)
+        for (int t = 0; t < AMX_ROWS; t++)
+            for (int r = 0; r < AMX_ROWS; r++) total += sums[i][t][r];
+    return total;
+}
+
+#elif defined(__AVX512VNNI__) && !defined(LT_PLAIN)
 #include <immintrin.h>
 
 enum { CHAINS = STEP / 64 };

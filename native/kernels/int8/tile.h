@@ -88,3 +88,34 @@ LT_INLINE void tile(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps,
         if (safe == INT32_MAX) break;
     }
 }
+
+#if AMX
+#include "../../amx.h"
+
+/* The same for `tokens` tokens, twice AMX_ROWS of them or those that amx_begin() was told of, `depth` steps at a time, as
+ * it was told too. The last ones may go beyond `steps`, where codes are 0 and weights do not matter. */
+LT_INLINE void amx_tile(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t steps, int32_t depth, const int8_t *codes,
+                        int64_t stride, int tokens, i32x16 total[][TILE_BLOCKS]) {
+    const int two = tokens > AMX_ROWS;
+    amx_zero(0);
+    amx_zero(1);
+    amx_zero(2);
+    amx_zero(3);
+    for (int32_t s = 0; s < steps; s += depth) {
+        amx_load(6, weights[s][0], sizeof weights[s]);
+        amx_load(7, weights[s][1], sizeof weights[s]);
+        amx_load(4, codes + s * STEP, stride);
+        amx_dot(0, 4, 6);
+        amx_dot(1, 4, 7);
+        if (!two) continue;
+        amx_load(5, codes + s * STEP + AMX_ROWS * stride, stride);
+        amx_dot(2, 5, 6);
+        amx_dot(3, 5, 7);
+    }
+    amx_store(0, &total[0][0], sizeof total[0]);
+    amx_store(1, &total[0][1], sizeof total[0]);
+    if (!two) return;
+    amx_store(2, &total[AMX_ROWS][0], sizeof total[0]);
+    amx_store(3, &total[AMX_ROWS][1], sizeof total[0]);
+}
+#endif

@@ -10,6 +10,11 @@
 enum { PANEL = WHOLE ? 16 : 4, HALVES = BITS == 8 && (SIGNED_WEIGHTS || !WHOLE_BYTES) ? 2 : 1 };
 enum { MOST = (1 << BITS / HALVES) - 1 };
 
+#define PLANES 1
+#if NESTED
+#define GROUP 1
+#endif
+
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
 LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
