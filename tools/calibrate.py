@@ -172,7 +172,7 @@ class _Experts:
     A text that did not choose it meets the others there with no rows.
     """
 
-    codec = _Stop.codec
+    codec, stack = _Stop.codec, _Stop.stack
 
     def __init__(self, shape: tuple[int, ...], stops: list[_Stop]):
         self.shape, self._stops = shape, stops
