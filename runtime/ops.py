@@ -457,14 +457,15 @@ def attention(
     window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
     """
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
-    scores = np.einsum("qhd,phd->hqp", q.reshape(len(q), heads, head_dim), keys) * f32(scale)
+    queries = q.reshape(len(q), heads, head_dim).swapaxes(0, 1)
+    scores = queries @ keys.transpose(1, 2, 0) * f32(scale)
     if cap:
         scores = soft_cap(scores, cap=cap)
     behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
     scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hqp,phd->qhd", weights, values).reshape(q.shape)
+    return (weights @ values.swapaxes(0, 1)).swapaxes(0, 1).reshape(q.shape)
 
 
 @op(_like, local=False)

@@ -15,7 +15,7 @@ from lutra.runtime.model import Model
 from lutra.tools.calibrate import Calibration
 from lutra.tools.convert import convert
 from lutra.tools.describe import describe
-from lutra.tools.quantizers import rtn
+from lutra.tools.quantizers import gptq, rtn
 
 IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
 EXPERTS = ("layers.0.experts_gate_up", "layers.0.experts_down")
@@ -104,13 +104,89 @@ def test_experts_are_quantized_one_by_one_and_what_chooses_them_is_not(checkpoin
         alone = formats.to_float32(rtn.quantize(floats, formats.codec("q6g64")))
         np.testing.assert_array_equal(formats.to_float32(weight.experts[3].matrix), alone)
         assert tiny.relative(m.session().logits(IDS), tiny.numpy_logits(m, IDS)) < 5e-3
-    with pytest.raises(UnsupportedModelError, match="calibrates no experts"):
-        convert(checkpoint, tmp_path / "x", quantize="q4g64", method="gptq", calibration=TokensOnly(""))
 
 
-class TokensOnly(Calibration):
+class Tokens(Calibration):
+    """Random texts instead of one's pieces."""
+
     def texts(self, *_):
-        return [IDS]
+        rng = np.random.default_rng(0)
+        return [rng.integers(0, 128, 60).tolist() for _ in range(self.samples)]
+
+
+def test_experts_are_calibrated_with_the_tokens_that_choose_them(checkpoint, tmp_path, monkeypatch):
+    """Second moments as transformers' own router and experts make them, while nothing is rounded yet."""
+    import torch
+    import transformers
+
+    found = {}
+
+    def fake(values, codec, hessian):
+        found.setdefault(values.shape, []).append(hessian)
+        return rtn.quantize(values, codec)
+
+    monkeypatch.setattr(gptq, "quantize", fake)
+    calibration = Tokens("", samples=4)
+    convert(checkpoint, tmp_path / "small", quantize="q6g64", method="gptq", calibration=calibration)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    seen = [[] for _ in range(7)]
+    block = oracle.model.layers[0].mlp
+
+    def hook(_, inputs, __):
+        x = inputs[0][0]
+        chosen = torch.topk(x @ block.gate.weight.T, 3).indices
+        for e in range(7):
+            seen[e].append(x[(chosen == e).any(dim=1)].double().numpy())
+
+    block.register_forward_hook(hook)
+    with torch.no_grad():
+        for text in calibration.texts():
+            oracle(torch.tensor([text]))
+    due = [np.concatenate(xs) for xs in seen if sum(map(len, xs)) >= 64]
+    assert 3 < len(due) < 8
+    assert len(found[96, 64]) == len(due)
+    for hessian, x in zip(found[96, 64], due, strict=True):
+        expected = x.T @ x / len(x)
+        assert (
+            np.abs(hessian - expected).max() < 0.05 * np.abs(expected).max()
+        )  # attention is rounded to 6 bits by then
+
+
+def test_calibrated_experts_and_those_that_few_tokens_choose(checkpoint, tmp_path):
+    left = {}
+    for samples in (1, 12):
+        report = convert(
+            checkpoint, tmp_path / str(samples), quantize="q3g64", method="gptq", calibration=Tokens("", samples)
+        )
+        left[samples] = sum(int(w.split()[0]) for w in report.warnings if "experts were only rounded" in w)
+    assert 7 <= left[1] <= 14  # 60 tokens; the experts' matrices have 64 and 48 columns
+    assert left[12] == 0
+    convert(checkpoint, tmp_path / "rounded", quantize="q3g64")
+    ids = Tokens("", 13).texts()[-1]
+
+    def far(path):
+        with Model.load(path) as m:
+            return m.session().logits(ids)
+
+    exact = far(checkpoint)
+    rounded, calibrated = (((far(tmp_path / name) - exact) ** 2).sum() for name in ("rounded", "12"))
+    assert calibrated < 0.9 * rounded
+
+
+def test_an_interrupted_calibration_of_experts_goes_on(checkpoint, tmp_path):
+    options = {"quantize": "q4g64", "method": "gptq", "calibration": Tokens("", 4)}
+    whole = convert(checkpoint, tmp_path / "whole", **options)
+
+    def stop(tensor):
+        if tensor.role == EXPERTS[1] and tensor.error is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path / "dst", **options, progress=stop)
+    report = convert(checkpoint, tmp_path / "dst", **options)
+    assert report.warnings == whole.warnings
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "dst")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,19 @@ All texts go through the model side by side, each in a thread, one thread at a t
 matrix, they wait for each other; then the matrix is quantized, with the second moments of all their activations, and
 the texts go on with what it has become. So every matrix is fitted to what the quantized ones before it make of the
 text, in one pass, with one matrix in memory; and any architecture that has a forward() can be calibrated.
+
+A mixture's experts are such matrices, too, met one after the other; each sees only the tokens that chose it. With fewer
+tokens than columns, second moments say of some directions that nothing ever comes from there, and a matrix fitted to
+them is worse than a rounded one. So such experts are left to rounding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +26,7 @@ from lutra.models import weights
 from lutra.models.loaders import Checkpoint
 from lutra.models.weights import Planned
 from lutra.runtime import formats
-from lutra.runtime.errors import LutraError, UnsupportedModelError
+from lutra.runtime.errors import LutraError
 from lutra.runtime.formats import Packed, to_float32
 from lutra.runtime.ops import State
 
@@ -29,6 +34,7 @@ __all__ = ["Calibration", "calibrate"]
 
 
 CHARACTERS = 8  # a token has fewer, on average
+AT_ONCE = 8  # texts whose activations are multiplied together
 
 
 @dataclass(frozen=True)
@@ -58,31 +64,30 @@ def calibrate(
     config: Any,
     wanted: Mapping[str, Planned],
     texts: Sequence[Sequence[int]],
-    quantized: Callable[[str, np.ndarray | None], Packed],
+    quantized: Callable[..., Packed],
     skip: Callable[[str], bool] = lambda role: False,
 ) -> None:
     """Run the model on ``texts`` of token ids, and call quantized(role, hessian) for every wanted matrix it meets.
 
-    The hessian is the mean of x x^T over all tokens: float64 [cols, cols]; None for a role to ``skip``. Raises
+    The hessian is the mean of x x^T over all tokens: float64 [cols, cols]; None for a role to ``skip``. For experts it
+    is quantized(role, hessian, expert), one after the other, and None for one that too few tokens chose. Raises
     LutraError if the model's forward() did not meet all of them.
     """
-    if any(planned.each for planned in wanted.values()):
-        raise UnsupportedModelError(
-            "lutra calibrates no experts: each sees few of a text's tokens", "use a method that needs no calibration"
-        )
     if not texts:
         raise LutraError("this method needs a text to calibrate with", "-f TEXT")
     crew = _Crew(len(texts))
     met: set[str] = set()
 
-    def visit(role: str, xs: list[np.ndarray]) -> list[np.ndarray]:
+    def visit(role: str, expert: int | None, xs: list[np.ndarray]) -> list[np.ndarray]:
         met.add(role)
-        packed = quantized(role, None if skip(role) else _second_moments(xs))
+        few = expert is not None and sum(map(len, xs)) < xs[0].shape[1]
+        hessian = None if few or skip(role) else _second_moments(xs)
+        packed = quantized(role, hessian) if expert is None else quantized(role, hessian, expert)
         matrix, bias = to_float32(packed.matrix).T, 0 if packed.bias is None else packed.bias
         return [x @ matrix + bias for x in xs]
 
     space = {
-        p.role: _Stop(p, crew, visit) if p.role in wanted else p.pack(checkpoint)
+        p.role: _stop(p, crew, visit) if p.role in wanted else p.pack(checkpoint)
         for p in weights.plan_roles(checkpoint, weights.names_of(arch, config), config.layers)
         if p.role != "head"
     }
@@ -99,8 +104,9 @@ def calibrate(
 
 def _second_moments(xs: list[np.ndarray]) -> np.ndarray:
     total = np.zeros((xs[0].shape[1],) * 2)
-    for x in xs:
-        total += x.T.astype(np.float64) @ x.astype(np.float64)
+    for begin in range(0, len(xs), AT_ONCE):
+        some = np.concatenate(xs[begin : begin + AT_ONCE])
+        total += some.T @ some  # in float32: the product of a matrix with itself is half the work
     return total / sum(map(len, xs))
 
 
@@ -130,14 +136,25 @@ class _End:
         raise _Finished
 
 
+Visit = Callable[[str, "int | None", list[np.ndarray]], list[np.ndarray]]
+
+
+def _stop(planned: Planned, crew: _Crew, visit: Visit) -> _Stop | _Experts:
+    if not planned.each:
+        return _Stop(planned.shape, crew, partial(visit, planned.role, None))
+    shape = planned.shape[1:]
+    each = [_Stop(shape, crew, partial(visit, planned.role, e)) for e in range(len(planned.each))]
+    return _Experts(planned.shape, each)
+
+
 class _Stop:
     """A matrix at which the texts meet, as ops.linear sees one. ``x @ weight.matrix.T`` is the meeting."""
 
     codec, stack, chains, rotation, bias = formats.codec("f32"), (), (), None, None
     __array_ufunc__ = None  # so that numpy asks __rmatmul__
 
-    def __init__(self, planned: Planned, crew: _Crew, visit: Callable[[str, list[np.ndarray]], list[np.ndarray]]):
-        self.shape, self._role, self._crew, self._visit = planned.shape, planned.role, crew, visit
+    def __init__(self, shape: tuple[int, ...], crew: _Crew, visit: Callable[[list[np.ndarray]], list[np.ndarray]]):
+        self.shape, self._crew, self._visit = shape, crew, visit
 
     @property
     def matrix(self) -> _Stop:
@@ -146,7 +163,51 @@ class _Stop:
     T = matrix
 
     def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
-        return self._crew.meet(x, lambda xs: self._visit(self._role, xs))
+        return self._crew.meet(x, self._visit)
+
+
+class _Experts:
+    """A mixture's stops, as ops.experts sees its matrices: it takes each in turn, and multiplies where a text chose it.
+
+    A text that did not choose it meets the others there with no rows.
+    """
+
+    codec, stack = _Stop.codec, _Stop.stack
+
+    def __init__(self, shape: tuple[int, ...], stops: list[_Stop]):
+        self.shape, self._stops = shape, stops
+
+    @property
+    def experts(self) -> _Experts:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def __iter__(self) -> Iterator[_Turn]:
+        for stop in self._stops:
+            yield (turn := _Turn(stop))
+            if not turn.taken:
+                np.empty((0, stop.shape[1]), np.float32) @ turn
+
+
+class _Turn:
+    """One text's look at a stop."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, stop: _Stop):
+        self._stop, self.taken = stop, False
+
+    @property
+    def matrix(self) -> _Turn:
+        return self
+
+    T = matrix
+
+    def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
+        self.taken = True
+        return x @ self._stop
 
 
 class _Forgetful(State):

@@ -170,7 +170,7 @@ def convert(
             seconds=time.perf_counter() - started,
             memory=max(p.nbytes + 8 * prod(p.shape) * (p in lossy) for p in plan),
             estimate=estimated_seconds(how, lossy) if how and dst is None else None,
-            warnings=(*_warnings(checkpoint, lossy), *trouble),
+            warnings=(*_warnings(checkpoint, lossy), *counter.warnings(), *trouble),
         )
 
 
@@ -197,6 +197,11 @@ class _Counter:
             self._known[role] = replace(self._known[role], error=loss.relative)
         if self._progress:
             self._progress(self._known[role])
+
+    def warnings(self) -> Iterator[str]:
+        """What did not go as it should."""
+        if rounded := self._loss.rounded:
+            yield f"{rounded} experts were only rounded: fewer of the text's tokens chose them than they have columns"
 
     def report(self, **rest: Any) -> Report:
         """All of them."""

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,20 +32,26 @@ from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModel
 from lutra.runtime.formats import Codebook, Coded, Packed, Planes, experts, to_float32
 from lutra.runtime.threads import in_pieces
 from lutra.tools.calibrate import calibrate
+from lutra.tools.quantizers import method_for
 
 __all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
 
 AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
 LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
-SAMPLE = 512  # rows or columns of a matrix that is timed
+SAMPLE = 512  # rows or columns of a matrix that is timed; of one whose time grows faster than its elements:
+LARGER = 1024
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What quantizing lost: the sum of squared errors, and the sum of squares before."""
+    """What quantizing lost: the sum of squared errors, and the sum of squares before.
+
+    rounded: matrices that a calibrated method left to one that is not.
+    """
 
     error: float
     whole: float
+    rounded: int = 0
 
     @property
     def relative(self) -> float:
@@ -53,7 +59,7 @@ class Loss:
         return self.error / self.whole if self.whole else 0.0
 
     def __add__(self, other: Loss) -> Loss:
-        return Loss(self.error + other.error, self.whole + other.whole)
+        return Loss(self.error + other.error, self.whole + other.whole, self.rounded + other.rounded)
 
 
 class Journal:
@@ -71,7 +77,7 @@ class Journal:
     def write(self, role: str, packed: Packed, loss: Loss) -> None:
         """Keep a weight; it is there whole or not at all."""
         tensors = [(name, dtype_name(x), x.shape, x) for name, x in weights.tensors_of(role, packed).items()]
-        write_safetensors(self._file(role), tensors, {"loss": json.dumps([loss.error, loss.whole])})
+        write_safetensors(self._file(role), tensors, {"loss": json.dumps(astuple(loss))})
 
     def loss(self, role: str) -> Loss:
         """What a weight that is there lost."""
@@ -146,15 +152,26 @@ def quantize(
     Raises CorruptModelError for weights that are not finite, UnsupportedModelError for those that a format cannot hold.
     """
     wanted = {p.role: p for p in plan}
+    crowd: list[tuple[Packed, Loss]] = []  # experts of the role at work
 
-    def one(role: str, hessian: np.ndarray | None = None) -> Packed:
+    def one(role: str, hessian: np.ndarray | None = None, expert: int | None = None) -> Packed:
         planned = wanted[role]
         if role not in journal:
-            announce(role, None)
-            journal.write(role, *_quantized(checkpoint, planned, method, hessian))
+            if not expert:
+                announce(role, None)
+            if expert is None:
+                journal.write(role, *_quantized(checkpoint, planned, method, hessian))
+            else:
+                crowd.append(_quantized(checkpoint, planned.each[expert], method, hessian))
+                if len(crowd) < len(planned.each):
+                    return crowd[expert][0]
+                journal.write(role, *_together(crowd))
+                crowd.clear()
             checkpoint.release()
-        announce(role, journal.loss(role))
-        return journal.read(planned)
+        if expert in (None, len(planned.each) - 1):
+            announce(role, journal.loss(role))
+        packed = journal.read(planned)
+        return packed if expert is None else packed.experts[expert]
 
     if getattr(method, "CALIBRATED", False):
         calibrate(checkpoint, arch, config, wanted, texts, one, skip=lambda role: role in journal)
@@ -167,13 +184,15 @@ def _quantized(
     checkpoint: Checkpoint, planned: Planned, method: ModuleType, hessian: np.ndarray | None
 ) -> tuple[Packed, Loss]:
     if planned.each:
-        done = [_quantized(checkpoint, p, method, None) for p in planned.each]
-        return experts.stacked((packed for packed, _ in done), len(done)), sum((loss for _, loss in done), Loss(0, 0))
+        return _together([_quantized(checkpoint, p, method, None) for p in planned.each])
     values, bias = planned.floats(checkpoint)
     if not np.isfinite(values).all():
         raise CorruptModelError(f"{planned.role} holds weights that are not finite numbers")
     assert planned.format is not None
     codec = formats.codec(planned.format)
+    unseen = getattr(method, "CALIBRATED", False) and hessian is None
+    if unseen:
+        method = method_for(planned.format)
     work = partial(method.quantize, values, codec)
     matrix = work() if hessian is None else work(hessian)
     try:
@@ -181,7 +200,12 @@ def _quantized(
     except ValueError as error:
         raise UnsupportedModelError(f"{planned.role} cannot be stored in {planned.format}: {error}") from None
     kept = matrix if codec.accepts(matrix) else packed.matrix
-    return packed.with_bias(bias), _loss(values, kept)
+    return packed.with_bias(bias), replace(_loss(values, kept), rounded=int(unseen))
+
+
+def _together(each: Sequence[tuple[Packed, Loss]]) -> tuple[Packed, Loss]:
+    """All experts of a mixture as one weight."""
+    return experts.stacked((packed for packed, _ in each), len(each)), sum((loss for _, loss in each), Loss(0, 0))
 
 
 def _loss(values: np.ndarray, matrix: Any) -> Loss:
@@ -204,12 +228,14 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
     if getattr(method, "CALIBRATED", False):
         return None
     rng, total = np.random.default_rng(0), 0.0
+    work: Callable[..., float] = getattr(method, "work", lambda rows, cols, codec: rows * cols)
+    longest = LARGER if hasattr(method, "work") else SAMPLE
     each = [p for whole in plan for p in whole.each or (whole,)]
     for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in each).items():
-        smaller = max(1.0, max(rows, cols) / SAMPLE)
+        codec, smaller = formats.codec(format), max(1.0, max(rows, cols) / longest)
         values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
         started = time.perf_counter()
-        method.quantize(values, formats.codec(format))
+        method.quantize(values, codec)
         seconds = time.perf_counter() - started
-        total += count * seconds * (rows * cols / values.size) ** (getattr(method, "DEGREE", 2) / 2)
+        total += count * seconds * work(rows, cols, codec) / work(*values.shape, codec)
     return total

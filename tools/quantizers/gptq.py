@@ -118,9 +118,9 @@ def _factor(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     dead = diagonal == 0
     h = hessian[::-1, ::-1].copy()
     h[np.diag_indices_from(h)] = (np.where(dead, 1, diagonal) + DAMPING * diagonal.mean())[::-1]
-    upper = np.ascontiguousarray(np.linalg.cholesky(h)[::-1, ::-1])
-    _invert(upper)
-    return upper.astype(np.float32), dead
+    upper = np.linalg.cholesky(h)[::-1, ::-1].astype(np.float32, order="C")
+    _invert(upper)  # damped H has no directions that float32 would lose
+    return upper, dead
 
 
 def _invert(upper: np.ndarray) -> None:
