@@ -149,9 +149,8 @@ class Installed:
         import llama_cpp
 
         lib = _llama_cpp()
-        names = [
-            name.removeprefix("LLAMA_FTYPE_MOSTLY_") for name in dir(lib) if name.startswith("LLAMA_FTYPE_MOSTLY_")
-        ]
+        prefix = "LLAMA_FTYPE_MOSTLY_"  # and Q4_K_S has layers in Q4_K and no other type
+        names = [name.removeprefix(prefix).removesuffix("_S") for name in dir(lib) if name.startswith(prefix)]
         self.about = {
             "version": llama_cpp.__version__,
             "types": names,

@@ -48,7 +48,7 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
     memcpy(before, s->most, sizeof before);
     for (int32_t j = 0; j < s->count; j++) {
         if (s->seen[j] <= s->passed[j]) continue;
-        float scale = s->scale[j];
+        float scale = s->scale;
         if (s->cap) {
             for (int32_t t = 0; t < TILE; t += 16)
                 vstore(score[j] + t, vcap(vmul(vload(score[j] + t), vset1(scale)), s->cap));
@@ -172,7 +172,7 @@ static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t f
     queries q;
     _Alignas(64) float y[QUERIES * WIDEST];
     for (int32_t done = 0; done < rows * group; done += most) {
-        batch s = {.count = lt_min(most, rows * group - done), .q = &q, .cap = op->f[1]};
+        batch s = {.count = lt_min(most, rows * group - done), .q = &q, .scale = op->f[0], .cap = op->f[1]};
         int32_t row[QUERIES], head[QUERIES];
         for (int32_t j = 0; j < s.count; j++) {
             row[j] = first + (done + j) / group;
@@ -180,7 +180,7 @@ static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t f
             s.positions[j] = step->pos + row[j] + 1;
             s.first[j] = first_seen(op, step, row[j]);
             const float *from = (const float *)lt_row(op, step, 1, row[j]) + (int64_t)head[j] * n;
-            s.scale[j] = take_query(&q, j, from, n, columns) * op->f[0];
+            take_query(&q, j, from, n, columns);
         }
         for (int32_t column = 0; column < columns; column += WIDEST) {
             const slab of = {&cache, columns, column, lt_min(WIDEST, columns - column) / 16};

@@ -2,7 +2,7 @@
  *
  * A family of types, float or integer, says what `queries` is, ABREAST, and
  *
- *     take_query(q, j, from, n, columns)   lays aside query j, n floats; returns the scale of its scores
+ *     take_query(q, j, from, n, columns)   lays aside query j, n floats
  *     score_tile(s, score, cache, at, columns)   score[j][t] = q_j . k[at + t], but for the scales of s
  *     blend_tile(s, of, weight, keep, at)   y_j = y_j * keep[j] + sum of weight[j][t] * v[at + t], over what j has seen */
 #pragma once
@@ -28,7 +28,7 @@ typedef struct {
     int32_t seen[QUERIES];      /* positions of the tile at hand that it may see, */
     int32_t passed[QUERIES];    /* and how many of these lie before its window */
     const queries *q;
-    float scale[QUERIES];       /* of their scores */
+    float scale;                /* of their scores */
     float cap;                  /* of these then; 0: none */
     float *y[QUERIES];          /* the columns of the result that are being made */
     float most[QUERIES], sum[QUERIES];

@@ -19,11 +19,10 @@ struct queries {
     _Alignas(64) float x[QUERIES * Q_STRIDE];
 };
 
-static float take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
+static void take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
     float *to = q->x + j * Q_STRIDE;
     memcpy(to, from, (size_t)n * sizeof *to);
     memset(to + n, 0, (size_t)(columns - n) * sizeof *to);
-    return 1;
 }
 
 /* score[j][lane] = q_j . k, for the positions of `blocks` blocks, from `at` on. Asks for the keys behind them. */

@@ -49,7 +49,7 @@ LT_INLINE f32x16 join(const i32x16 (*sums)[TILE_BLOCKS], int block, int digits, 
     return vfrom_i32(isub(all, iset1(zero)));
 }
 
-static float take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
+static void take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
     const int32_t stride = columns + VECTOR, groups = kv_groups(columns);
     int8_t *digits = q->digits + (int64_t)j * KEY_DIGITS * stride;
     for (int32_t g = 0, c = 0; g < groups; g++, c += KV_GROUP) {
@@ -69,7 +69,6 @@ static float take_query(queries *q, int32_t j, const float *from, int32_t n, int
         q->zero[j * groups + g] = KV_ZERO * (int32_t)vsum(vfrom_i32(iadd(whole[0], whole[1])));
         q->unit[j * groups + g] = most / KEY_MOST;
     }
-    return 1;
 }
 
 /* Sums of `rows` rows of digits times the codes of a tile's blocks, which come step by step; narrow ones are put by

@@ -49,9 +49,11 @@ LT_INLINE f32x16 row_finish(const format *f, i32x16 sums, int32_t block, float a
 }
 #else
 LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float act_sum) {
-    const f32x16 dot = vfnma(vset1(act_sum), w.zero, vfrom_i32(sums));
 #if NESTED && OFFSETS
+    const f32x16 dot = vfrom_i32(sums);
     y = vfma(vset1(act_scale * act_sum), w.offset, y);
+#else
+    const f32x16 dot = vfnma(vset1(act_sum), w.zero, vfrom_i32(sums));
 #endif
     return vfma(vmul(vset1(act_scale), w.scale), dot, y);
 }
