@@ -38,6 +38,12 @@ LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t t
 
 #if WHOLE
 LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, const int8_t *codes, i32x16 dots[]) {
+#if STREAMS == 2
+    if (HIGH == 0 && blocks == 2) {
+        plane_streams(chunk_at(f, block, 0), f->chunks * (int64_t)BYTES, codes, f->chunks, LOW, STEPS, dots);
+        return;
+    }
+#endif
     for (int32_t b = 0; b < blocks; b++)
         dots[b] = chunks_dot(f, 0, chunk_at(f, block + b, 0), codes, f->chunks, PREFETCH);
 }
