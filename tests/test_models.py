@@ -27,7 +27,10 @@ def test_plan_computes_what_forward_says(arch, format):
     # A group's sum is a float: another rounding of it can tip the next matrix's int8 activations by a step. So it is in
     # the links of formats without kernels of their own.
     codec = formats.codec(format)
-    assert tiny.relative(got, expected) < (2e-2 if codec.ACT_GROUP or not codec.KERNEL else 1e-5)
+    tips = bool(codec.ACT_GROUP) or not codec.KERNEL
+    assert tiny.relative(got, expected) < (2e-2 if tips else 1e-5)
+    off = np.abs(got - expected).max(axis=1) / np.abs(expected).max()
+    assert np.median(off) < (5e-3 if tips else 1e-5)  # of a row
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 

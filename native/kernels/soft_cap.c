@@ -1,16 +1,5 @@
 /* soft_cap(y, x; cap): y = cap * tanh(x / cap). */
-#include "f32x16.h"
-#include "kernel.h"
-
-static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
-    const int32_t n = op->arg[0].cols;
-    for (int32_t row = begin; row < end; row++) {
-        float *y = lt_row(op, step, 0, row);
-        const float *x = lt_row(op, step, 1, row);
-        int32_t i = 0;
-        for (; i + 16 <= n; i += 16) vstore(y + i, vcap(vload(x + i), op->f[0]));
-        if (i < n) vstoren(y + i, vcap(vloadn(x + i, n - i), op->f[0]), n - i);
-    }
-}
+#define EACH(op, x) vcap(x, (op)->f[0])
+#include "each.h"
 
 LT_KERNEL(soft_cap, lt_rows, run);

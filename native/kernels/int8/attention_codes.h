@@ -209,7 +209,7 @@ LT_INLINE void blend_columns(float *const *y, int32_t column, const float *keep,
         begin_products(&s, 2 * queries);
         const uint8_t *from = v;
         const int8_t *digits = with->digits[j][0];
-        for (int32_t block = 0; block < blocks; block++)
+        for (int32_t block = 0; block < blocks; block++) {
 #pragma GCC unroll 2
             for (int i = 0; i < BLOCK_STEPS; i++, from += stride, digits += STEP) {
                 u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
@@ -218,9 +218,10 @@ LT_INLINE void blend_columns(float *const *y, int32_t column, const float *keep,
                     w[b] = kv_half(codes[b], (p + b) % KV_HALVES);
                     if ((p + b) % KV_HALVES == 0) __builtin_prefetch(from + (p + b) / KV_HALVES * VECTOR + ahead);
                 }
-                add_step(&s, w, digits, TILE, 2 * queries, i, SAFE < BLOCK_STEPS ? SAFE : INT32_MAX);
-                if (SAFE >= BLOCK_STEPS && SAFE < INT32_MAX && i == BLOCK_STEPS - 1) put_by(&s, 2 * queries, 0);
+                add_step(&s, w, digits, TILE, 2 * queries, i, SAFE);
             }
+            if (SAFE < INT32_MAX) put_by(&s, 2 * queries, 0); /* steps are counted from here again */
+        }
         put_by(&s, 2 * queries, 1);
         for (int i = 0; i < queries; i++)
             for (int b = 0; b < TILE_BLOCKS; b++) {

@@ -3,6 +3,14 @@
 #pragma once
 #include "i8x64.h"
 
+/* The sum of fields' own, where field i was met in its place and is 2^(width * i) too large. */
+LT_INLINE i32x16 join_fields(const i32x16 sums[], int fields, int width) {
+    i32x16 dot = sums[fields - 1];
+#pragma GCC unroll 8
+    for (int i = fields - 2; i >= 0; i--) dot = iadd(ishr(dot, width), sums[i]);
+    return dot;
+}
+
 /* One plane of one block, over chunks `stride` bytes apart, times one token. */
 LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks,
                             int64_t ahead, int width, int steps) {
@@ -34,10 +42,8 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
         for (int i = 0; i < sums; i++) total[i] = widen(total[i], part[i]);
     }
     if (negative) return isub(izero(), total[0]);
-    const int shifted = in_place && LAST_SHIFTED, last = sums - 1 - shifted; /* field i is 2^(width * i) too large */
-    i32x16 dot = total[last];
-#pragma GCC unroll 8
-    for (int i = last - 1; i >= 0; i--) dot = iadd(ishr(dot, width), total[i]);
+    const int shifted = in_place && LAST_SHIFTED;
+    const i32x16 dot = join_fields(total, sums - shifted, width);
     return shifted ? iadd(dot, total[sums - 1]) : dot;
 }
 
@@ -68,11 +74,7 @@ LT_INLINE void plane_streams(const uint8_t *data, int64_t apart, const int8_t *c
             }
     }
 #pragma GCC unroll 2
-    for (int b = 0; b < 2; b++) { /* field i is 2^(width * i) too large */
-        dots[b] = sums[b][fields - 1];
-#pragma GCC unroll 8
-        for (int i = fields - 2; i >= 0; i--) dots[b] = iadd(ishr(dots[b], width), sums[b][i]);
-    }
+    for (int b = 0; b < 2; b++) dots[b] = join_fields(sums[b], fields, width);
 }
 #endif
 
