@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, part, take_parts
+from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
@@ -25,7 +25,7 @@ def decode(source: Source) -> bool:
     if settings.get("quant_method") != "awq":
         return False
     version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", settings.get("w_bit", 4))
-    stems = [name.removesuffix(".qweight") for name in source.entries if name.endswith(".qweight")]
+    stems = stems_of(source, ".qweight")
     if version != "gemm" or bits != 4 or not stems:
         raise UnsupportedModelError(
             f"{source.path} stores its weights in awq's layout {version!r:.40} at {bits!r:.20} bits",

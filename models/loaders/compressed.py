@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, take_parts
+from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
@@ -25,7 +25,7 @@ def decode(source: Source) -> bool:
     settings = source.quantization
     if settings.get("quant_method") != "compressed-tensors":
         return False
-    stems = [name.removesuffix(".weight_packed") for name in source.entries if name.endswith(".weight_packed")]
+    stems = stems_of(source, ".weight_packed")
     if settings.get("format") != "pack-quantized" or not stems:
         raise UnsupportedModelError(
             f"{source.path} stores its weights as compressed-tensors of the format {settings.get('format')!r:.40}",

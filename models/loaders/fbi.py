@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, part, take_parts
+from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, to_float32
 
@@ -22,7 +22,7 @@ BLOCK = 1 << 18  # elements turned to float32 at a time
 
 def decode(source: Source) -> bool:
     """Turn every binarized matrix into one in the format fbi; returns False for any other directory."""
-    stems = [name.removesuffix(".wscale") for name in source.entries if name.endswith(".wscale")]
+    stems = stems_of(source, ".wscale")
     if not stems or source.quantization:
         return False
     source.kind = "fbi-llm"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, take_parts
+from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
@@ -27,7 +27,7 @@ ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}  # 1 in every field of a wo
 
 def decode(source: Source) -> bool:
     """Turn every quantized matrix into one on a grid; returns False for any other directory."""
-    stems = [name.removesuffix(".qweight") for name in source.entries if name.endswith(".qweight")]
+    stems = stems_of(source, ".qweight")
     settings = _settings(source, bool(stems))
     if settings is None:
         return False

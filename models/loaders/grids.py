@@ -25,12 +25,18 @@ __all__ = [
     "kept_of",
     "order_of",
     "part",
+    "stems_of",
     "take_parts",
 ]
 
 KEPT = (128, 64, 32)  # groups of columns that our formats have
 FLOATS = ("F16", "BF16", "F32")
 WORDS = ("I32", "U32")
+
+
+def stems_of(source: Source, ending: str) -> list[str]:
+    """The modules that have a tensor with such a name: ".qweight"."""
+    return [name.removesuffix(ending) for name in source.entries if name.endswith(ending)]
 
 
 def take_parts(source: Source, stem: str, names: tuple[str, ...]) -> dict[str, Entry]:

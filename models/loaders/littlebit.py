@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, part, take_parts
+from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, to_float32
@@ -27,7 +27,7 @@ Read = Callable[[], np.ndarray]
 
 def decode(source: Source) -> bool:
     """Turn every factored matrix into one in a format littlebit<products>r<rank>; returns False without any."""
-    stems = [name.removesuffix(".u1") for name in source.entries if name.endswith(".u1")]
+    stems = stems_of(source, ".u1")
     named = {"quant_func", "eff_bit"} <= source.config.keys() or (source.path / "littlebit_config.json").exists()
     if not stems and not named:
         return False

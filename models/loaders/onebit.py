@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
+from lutra.models.loaders.grids import FLOATS, array_of, part, stems_of, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, to_float32
 
@@ -18,7 +18,7 @@ __all__ = ["decode"]
 
 def decode(source: Source) -> bool:
     """Turn every binary matrix into one in the format onebit; returns False for any other directory."""
-    stems = [name.removesuffix(".input_factor") for name in source.entries if name.endswith(".input_factor")]
+    stems = stems_of(source, ".input_factor")
     if not stems or source.quantization:
         return False
     source.kind = "onebit"

@@ -15,7 +15,7 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.fbi import has_zeros, signs
-from lutra.models.loaders.grids import FLOATS, part, take_parts
+from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, to_float32
 
@@ -28,7 +28,7 @@ BLOCK = 4096  # rows turned to float32 at a time
 
 def decode(source: Source) -> bool:
     """Turn every matrix with a clip value into codes on its grid; returns False for a directory without any."""
-    stems = [name.removesuffix(".weight_clip_val") for name in source.entries if name.endswith(".weight_clip_val")]
+    stems = stems_of(source, ".weight_clip_val")
     if not stems or source.quantization:
         return False
     bits = source.config.get("w_bits")
