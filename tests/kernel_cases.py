@@ -665,8 +665,8 @@ def attention_bound(
     e^x; then there is a sum over positions above and one below the line, rescaled once a tile.
 
     An integer cache of so many bits rounds queries to half of 2^-13 of the largest number in 32 columns, or of 1/127 of
-    it at 4 bits, and weights times scales to half of 2^-13 of the largest in 128 positions: each position's value is off
-    by that."""
+    it at 4 bits, and weights times scales to half of 2^-13 of the largest in 128 positions: each position's value is
+    off by that."""
     positions, kv_heads, head_dim = keys.shape
     scale = attrs["scale"]
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
