@@ -138,7 +138,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Tells models apart by their shape, cache type, and a sample of their weights."""
-        import hashlib  # its OpenSSL takes 3.5 MB, and few save a session
+        import hashlib  # its OpenSSL takes 3.5 MB, and greedy runs do without
 
         digest = hashlib.sha256(json.dumps([repr(self.config), self.kv_type, cache.VERSION]).encode())
         for role, weight in sorted(self.weights.items()):
