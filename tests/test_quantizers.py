@@ -284,9 +284,7 @@ def test_every_format_says_who_makes_it() -> None:
         method_for("q4g32", "bcq")
 
 
-@pytest.mark.parametrize(
-    ("format", "step"), [("q3g64", "gptq"), ("q2", "gptq"), ("bcq3g64z", "bcq")]
-)
+@pytest.mark.parametrize(("format", "step"), [("q3g64", "gptq"), ("q2", "gptq"), ("bcq3g64z", "bcq")])
 def test_compiled_loops_make_the_same_bytes(format: str, step: str, monkeypatch: Any) -> None:
     pytest.importorskip("numba", reason="it compiles the loops")
     module, plain = {

@@ -162,12 +162,12 @@ def _searched(
 
 
 def _measured(columns: np.ndarray, scale: np.ndarray, zero: np.ndarray, top: np.float32) -> np.ndarray:
-    """Steps, squares of them, and products of float32 [group, n] on a grid for each of n: float64 [3, n], of float32."""
+    """Steps, squares of them, and products of float32 [group, n] on a grid for each of n: float64 [3, n]."""
     sums, by = np.zeros((3, columns.shape[1]), np.float32), inverse(scale)
     for x in columns:
         step = np.minimum(np.maximum(np.rint(x * by + zero), np.float32(0)), top) - zero
         sums += (step, step * step, step * x)
-    return sums.astype(np.float64)
+    return sums.astype(np.float64)  # what is done with them may cancel
 
 
 def _least_squares(
