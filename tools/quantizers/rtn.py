@@ -19,6 +19,7 @@ from lutra.runtime.formats._uniform import Uniform
 from lutra.runtime.threads import in_pieces
 from lutra.tools.loops import on_rows, spans
 
+BY_ROWS = True
 REACHES = np.linspace(0.4, 1.0, 5)  # shares of the range that the first grids reach
 FINER = (-0.075, 0.075), (-0.0375, 0.0375)  # what is then tried beside the best of them
 ROUNDS = {False: 2, True: 4}  # of Lloyd's iteration, by "zeros of their own": with these there is more to find

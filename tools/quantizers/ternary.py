@@ -15,6 +15,7 @@ from lutra.runtime.formats import Coded
 from lutra.runtime.threads import in_pieces
 from lutra.tools.loops import on_rows
 
+BY_ROWS = True
 AT_ONCE = 1 << 18  # elements worked on together
 MAX_COLS = 32768  # of the kernel's rows
 
