@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -265,8 +266,13 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
         if not hasattr(method, "work"):
             shape[0] = min(rows, shape[0] * threads.default())  # a piece for each thread
         values = rng.standard_normal(shape, np.float32)
+        read = partial(_between, values)
         started = time.perf_counter()
-        _packed(Unread(values.shape, lambda begin, end, v=values: v[begin:end]), format, method)
+        _packed(Unread((shape[0], shape[1]), read), format, method)
         seconds = time.perf_counter() - started
         total += count * seconds * work(rows, cols, codec) / work(*shape, codec)
     return total
+
+
+def _between(values: np.ndarray, begin: int, end: int) -> np.ndarray:
+    return values[begin:end]
