@@ -22,6 +22,8 @@
  * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread. NEGATIVE_BITS:
  * but a field of one bit is 0 or -1.
  *
+ * u8down4(v): the upper four bits in the lower ones' place; what stands above them is not said.
+ *
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product, and
@@ -68,6 +70,7 @@ LT_INLINE u8x64 u8field(u8x64 v, int width, int i) {
 LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return _mm512_and_si512(_mm512_srli_epi16(v, (unsigned)(width * i)), _mm512_set1_epi8((char)((1 << width) - 1)));
 }
+LT_INLINE u8x64 u8down4(u8x64 v) { return _mm512_srli_epi16(v, 4); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { return _mm512_slli_epi16(v, (unsigned)bits); }
 LT_INLINE u8x64 u8add(u8x64 a, u8x64 b) { return _mm512_add_epi8(a, b); }
 typedef __m512i u8x16; /* in every quarter */
@@ -170,6 +173,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return (u8x64){down_half(v.a, width, i), down_half(v.b, width, i)};
 }
 LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     return (u8x64){_mm256_slli_epi16(v.a, bits), _mm256_slli_epi16(v.b, bits)};
 }
@@ -309,6 +313,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     }
     LT_QUARTERS(u8x64, vandq_u8(shift_right(v.q[q], width * i), mask));
 }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { LT_QUARTERS(u8x64, v.q[q] << vdupq_n_u8((uint8_t)bits)); }
 LT_INLINE u8x64 u8bit(u8x64 v, int i) { LT_QUARTERS(u8x64, vtstq_u8(v.q[q], vdupq_n_u8((uint8_t)(1 << i)))); }
 LT_INLINE int8x16_t broadcast4(const int8_t *p) {
@@ -531,6 +536,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return v;
 }
 LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] << bits);
     return v;
