@@ -25,6 +25,7 @@ from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import (
     Codebook,
     Coded,
+    Factored,
     Nested,
     Packed,
     Planes,
@@ -35,6 +36,7 @@ from lutra.runtime.formats import (
     rows,
     to_float32,
 )
+from lutra.runtime.threads import in_pieces
 
 __all__ = [
     "VERSION",
@@ -133,17 +135,26 @@ class Planned:
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
         return formats.pack(joined, self.format).with_bias(_bias(checkpoint, self.stems, weights))
 
-    def floats(self, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read a matrix as float32 [out, in], whatever the checkpoint stores, and its bias: float32 [out] or None."""
+    def floats(self, checkpoint: Checkpoint) -> tuple[Unread, np.ndarray | None]:
+        """A matrix as float32 [out, in], whatever the checkpoint stores, not read yet; and its bias, float32 [out]."""
         weights = [checkpoint.unread(tensor_of(stem)) for stem in self.stems]
-        values, end = np.empty(self.shape, np.float32), 0
-        for weight in weights:
-            begin, end = end, end + weight.shape[0]
-            step = max(1, AT_ONCE // self.shape[1]) if isinstance(weight, np.ndarray | Unread) else weight.shape[0]
-            for first in range(0, weight.shape[0], step):  # plain numbers a few at a time: a matrix can be large
-                some = to_float32(weight[first : first + step])
-                values[begin + first : begin + first + len(some)] = some
-        return values, _bias(checkpoint, self.stems, weights)
+        whole = (Factored, Rotated, Stacked)  # whose rows are not to be had one by one
+        parts = [to_float32(w) if isinstance(w, whole) else w for w in weights]
+        ends = list(accumulate(w.shape[0] for w in parts))
+
+        def read(begin: int, end: int) -> np.ndarray:
+            values = np.empty((end - begin, self.shape[1]), np.float32)
+            for part, last in zip(parts, ends, strict=True):
+                first = last - part.shape[0]
+                low, high = max(begin, first), min(end, last)
+
+                def piece(some: slice, part: Any = part, at: int = low - first, own: slice = slice(low, high)) -> None:
+                    values[own.start - begin :][some] = to_float32(part[at + some.start : at + some.stop])
+
+                in_pieces(piece, max(0, high - low), max(1, AT_ONCE // self.shape[1]))
+            return values
+
+        return Unread(self.shape, read, AT_ONCE), _bias(checkpoint, self.stems, weights)  # type: ignore[arg-type]
 
 
 def plan_roles(

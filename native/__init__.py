@@ -22,11 +22,16 @@ __all__ = [
     "Plan",
     "cpu_features",
     "cpu_refused",
+    "decode",
     "kernels",
+    "nearest",
     "pack_codes",
     "pack_trits",
+    "squares",
     "top_k",
+    "unpack_columns",
     "unpack_fields",
+    "widen_bf16",
 ]
 
 ffi = _api.ffi
@@ -187,6 +192,69 @@ def unpack_fields(blocks: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
     if lib.lt_unpack_fields(source, n, nbytes, table, len(fields), columns, target):
         raise ValueError(f"blocks of {nbytes} bytes do not have {fields}")
     return codes
+
+
+def unpack_columns(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Codes that lie as one stream of bits down each column of words: uint8 [columns, count].
+
+    words: int32 or uint32 [n, columns], each row's side by side. ValueError for streams that do not end with a word.
+    """
+    n, columns = words.shape
+    if words.itemsize != 4 or words.strides[1] != 4 or words.strides[0] % 4 or n * 32 != count * bits:
+        raise ValueError(f"{words.dtype} {words.shape} do not hold {count} codes of {bits} bits in a column")
+    codes = np.empty((columns, count), np.uint8)
+    source, target = _pointer("uint32_t *", words), _pointer("uint8_t *", codes)
+    if lib.lt_unpack_columns(source, words.strides[0] // 4, columns, count, bits, target):
+        raise ValueError(f"no layout of {count} codes of {bits} bits in a column")
+    return codes
+
+
+def nearest(x: np.ndarray, scale: np.ndarray, values: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of floats by the nearest of values times the group's scale: codes as x, squared errors float32 [n].
+
+    x: float32 [n, group]. scale: float32 [n]. values: float32, 16 at most, which ascend; code: uint8, that of each.
+    """
+    x, scale, values = (np.ascontiguousarray(a, np.float32) for a in (x, scale, values))
+    code = np.ascontiguousarray(code, np.uint8)
+    if scale.shape != x.shape[:1] or code.shape != values.shape:
+        raise ValueError(f"{x.shape} with scales of {scale.shape}, and {values.shape} values with {code.shape} codes")
+    codes, error = np.empty(x.shape, np.uint8), np.empty(len(x), np.float32)
+    floats = (_pointer("float *", a) for a in (scale, values))
+    bytes_ = _pointer("uint8_t *", code), len(values), _pointer("uint8_t *", codes)
+    if lib.lt_nearest(_pointer("float *", x), *x.shape, *floats, *bytes_, _pointer("float *", error)):
+        raise ValueError(f"{len(values)} values for groups of {x.shape[1]}")
+    return codes, error
+
+
+def widen_bf16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 numbers, uint16 bits of any shape, as float32."""
+    bits = np.ascontiguousarray(bits)
+    values = np.empty(bits.shape, np.float32)
+    lib.lt_widen_bf16(_pointer("uint16_t *", bits), bits.size, _pointer("float *", values))
+    return values
+
+
+def decode(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, group: int) -> np.ndarray:
+    """(codes - zero) * scale: float32 [rows, cols]. codes: int8 or uint8 [rows, cols]; scale, zero: [rows, groups]."""
+    (rows, cols), shape = codes.shape, (codes.shape[0], -(-codes.shape[1] // group))
+    if scale.shape != shape or zero.shape != shape or codes.itemsize != 1:
+        raise ValueError(f"{codes.dtype} {codes.shape} with grids of {scale.shape} and {zero.shape}")
+    codes = np.ascontiguousarray(codes)
+    scale, zero = (np.ascontiguousarray(grid, np.float32) for grid in (scale, zero))
+    values, signed = np.empty(codes.shape, np.float32), codes.dtype == np.int8
+    pointers = (_pointer("float *", x) for x in (scale, zero, values))
+    lib.lt_decode(_pointer("void *", codes), signed, rows, cols, group, *pointers)
+    return values
+
+
+def squares(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The sums of (a - b)^2 and of a^2, of float32 arrays of one shape."""
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape} beside {b.shape}")
+    a, b = (np.ascontiguousarray(x, np.float32) for x in (a, b))
+    found = ffi.new("double[2]")
+    lib.lt_squares(_pointer("float *", a), _pointer("float *", b), a.size, found, found + 1)
+    return found[0], found[1]
 
 
 def _pointer(kind: str, array: np.ndarray) -> Any:

@@ -100,6 +100,27 @@ typedef struct lt_field {
     int32_t run; /* 1, or a multiple of 8 */
 } lt_field;
 
+/* n bfloat16 numbers as floats. */
+void lt_widen_bf16(const uint16_t *from, int64_t n, float *to);
+
+/* (code - zero) * scale of codes [rows][cols], int8 or else uint8; a scale and a zero for every `group` columns, or
+ * fewer at a row's end: [rows][groups]. */
+void lt_decode(const void *codes, int32_t is_signed, int64_t rows, int64_t cols, int64_t group, const float *scale,
+               const float *zero, float *values);
+
+/* The sums of (a - b)^2 and of a^2, of n floats each. */
+void lt_squares(const float *a, const float *b, int64_t n, double *error, double *whole);
+
+/* Codes [rows][cols] that lie as one stream of bits, lowest first, down each column of 32-bit words, `stride` words from
+ * one to the next in a column. LT_BAD_ARGUMENT for bits other than 2, 3, 4 or 8, or streams that end within a word. */
+int32_t lt_unpack_columns(const uint32_t *words, int64_t stride, int64_t rows, int64_t cols, int32_t bits,
+                          uint8_t *codes);
+
+/* Of n_groups groups of floats the nearest of n_values <= 16 values, which ascend, times the group's scale: their codes, and
+ * the sum of squared errors of each group. code: that of each value. */
+int32_t lt_nearest(const float *x, int64_t n_groups, int64_t group, const float *scale, const float *values,
+                   const uint8_t *code, int32_t n_values, uint8_t *codes, float *error);
+
 /* The codes of blocks of `nbytes`: [n_blocks][columns]. LT_BAD_ARGUMENT for fields that are not as said above. */
 int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                          int32_t n_fields, int32_t columns, uint8_t *codes);

@@ -1,5 +1,6 @@
 /* Codes out of the bits of blocks, and codes into the layouts of runtime/formats/: what a model takes to open whose
- * file has others. All are loops over bytes or words side by side, which compilers vectorize. */
+ * file has others. And back to floats: what it takes to convert one. All are loops over bytes, words or floats side by
+ * side, which compilers vectorize. */
 #include <string.h>
 
 #include "api.h"
@@ -200,5 +201,163 @@ int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes
     for (int32_t i = 0; i < n_fields; i++)
         if (!is_sound(&fields[i], nbytes, columns)) return LT_BAD_ARGUMENT;
     for (int32_t i = 0; i < n_fields; i++) take(&w, &fields[i], i == 0);
+    return LT_OK;
+}
+
+void lt_widen_bf16(const uint16_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+    }
+}
+
+LT_INLINE void decode(const void *codes, int is_signed, int64_t n, float scale, float zero, float *values) {
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t code = is_signed ? ((const int8_t *)codes)[i] : ((const uint8_t *)codes)[i];
+        values[i] = ((float)code - zero) * scale;
+    }
+}
+
+void lt_decode(const void *codes, int32_t is_signed, int64_t rows, int64_t cols, int64_t group, const float *scale,
+               const float *zero, float *values) {
+    const uint8_t *from = codes;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t begin = 0; begin < cols; begin += group, scale++, zero++) {
+            const int64_t n = cols - begin < group ? cols - begin : group;
+            if (is_signed) decode(from, 1, n, *scale, *zero, values);
+            else decode(from, 0, n, *scale, *zero, values);
+            from += n;
+            values += n;
+        }
+}
+
+/* Vectors of 16 bytes, which gcc keeps in registers on every ISA. */
+typedef float floats __attribute__((vector_size(16)));
+typedef int32_t ints __attribute__((vector_size(16)));
+enum { LANES = 4, SIDE_BY_SIDE = 4 };
+
+void lt_squares(const float *a, const float *b, int64_t n, double *error, double *whole) {
+    enum { RUN = 4096 }; /* floats lose nothing that counts in short runs */
+    *error = *whole = 0;
+    for (int64_t begin = 0; begin < n; begin += RUN) {
+        const int64_t end = n - begin < RUN ? n : begin + RUN;
+        floats errors[SIDE_BY_SIDE] = {{0}}, wholes[SIDE_BY_SIDE] = {{0}};
+        int64_t i = begin;
+        for (; i + LANES * SIDE_BY_SIDE <= end; i += LANES * SIDE_BY_SIDE)
+#pragma GCC unroll 4
+            for (int32_t k = 0; k < SIDE_BY_SIDE; k++) {
+                floats x, y;
+                memcpy(&x, a + i + LANES * k, sizeof x);
+                memcpy(&y, b + i + LANES * k, sizeof y);
+                errors[k] += (x - y) * (x - y);
+                wholes[k] += x * x;
+            }
+        for (; i < end; i++) {
+            errors[0][0] += (a[i] - b[i]) * (a[i] - b[i]);
+            wholes[0][0] += a[i] * a[i];
+        }
+        for (int32_t k = 0; k < SIDE_BY_SIDE; k++)
+            for (int32_t lane = 0; lane < LANES; lane++) {
+                *error += (double)errors[k][lane];
+                *whole += (double)wholes[k][lane];
+            }
+    }
+}
+
+/* A row's next codes, out of as few words as hold them whole. */
+LT_INLINE void unpack_some(const uint32_t *words, int64_t stride, int32_t bits, uint8_t *codes) {
+    uint64_t eight[4];
+    if (bits == 8) memcpy(codes, words, sizeof *words);
+    if (bits == 8) return;
+    if (bits == 3) {
+        const uint32_t a = words[0], b = words[stride], c = words[2 * stride];
+        eight[0] = a & 0xffffff;
+        eight[1] = a >> 24 | (b & 0xffff) << 8;
+        eight[2] = b >> 16 | (c & 0xff) << 16;
+        eight[3] = c >> 8;
+    } else
+        for (int32_t i = 0; i < 4 / bits; i++) eight[i] = bits == 4 ? words[0] : words[0] >> 16 * i & 0xffff;
+    const int32_t n = bits == 3 ? 4 : 4 / bits;
+    for (int32_t i = 0; i < n; i++) {
+        const uint64_t some = spread(eight[i], bits);
+        memcpy(codes + 8 * i, &some, sizeof some);
+    }
+}
+
+/* Sixteen rows at a time: a line of words. */
+LT_INLINE void unpack_columns(const uint32_t *words, int64_t stride, int64_t rows, int64_t cols, int32_t bits,
+                              uint8_t *codes) {
+    const int32_t taken = bits == 3 ? 3 : 1, each = taken * 32 / bits; /* words, and codes in them */
+    for (int64_t first = 0; first < rows; first += ROWS) {
+        const int64_t last = first + ROWS < rows ? first + ROWS : rows;
+        for (int64_t column = 0, word = 0; column < cols; column += each, word += taken)
+            for (int64_t row = first; row < last; row++)
+                unpack_some(words + word * stride + row, stride, bits, codes + row * cols + column);
+    }
+}
+
+int32_t lt_unpack_columns(const uint32_t *words, int64_t stride, int64_t rows, int64_t cols, int32_t bits,
+                          uint8_t *codes) {
+    if (cols * bits % 32) return LT_BAD_ARGUMENT;
+    switch (bits) {
+        case 2: unpack_columns(words, stride, rows, cols, 2, codes); break;
+        case 3: /* three words hold 32 codes */
+            if (cols % 32) return LT_BAD_ARGUMENT;
+            unpack_columns(words, stride, rows, cols, 3, codes);
+            break;
+        case 4: unpack_columns(words, stride, rows, cols, 4, codes); break;
+        case 8: unpack_columns(words, stride, rows, cols, 8, codes); break;
+        default: return LT_BAD_ARGUMENT;
+    }
+    return LT_OK;
+}
+
+enum { NEAR = LANES * SIDE_BY_SIDE, MAX_VALUES = 16 };
+
+/* A scale's values, and the middles between two of them. */
+typedef struct {
+    float values[MAX_VALUES], middle[MAX_VALUES];
+    uint8_t code[MAX_VALUES];
+    int32_t n;
+} values_of;
+
+/* n <= 16 floats: a float's place among the values is how many of the middles lie below it. Adds to the squared errors. */
+LT_INLINE void nearest_some(const values_of *v, const float *x, int32_t n, float scale, uint8_t *codes, floats *error) {
+    const float by = scale == 0 ? 1 : scale;
+    float values[NEAR] = {0}, lost[NEAR] = {0};
+    int32_t place[NEAR];
+    floats some[SIDE_BY_SIDE];
+    ints found[SIDE_BY_SIDE] = {{0}};
+    memcpy(values, x, sizeof *x * (size_t)n);
+    memcpy(some, values, sizeof some);
+    for (int32_t k = 0; k < SIDE_BY_SIDE; k++) some[k] /= by;
+    for (int32_t j = 0; j + 1 < v->n; j++) {
+        const floats limit = {v->middle[j], v->middle[j], v->middle[j], v->middle[j]};
+#pragma GCC unroll 4
+        for (int32_t k = 0; k < SIDE_BY_SIDE; k++) found[k] -= limit < some[k]; /* true is -1 */
+    }
+    memcpy(place, found, sizeof place);
+    for (int32_t k = 0; k < n; k++) {
+        lost[k] = v->values[place[k]] * scale - values[k];
+        codes[k] = v->code[place[k]];
+    }
+    memcpy(some, lost, sizeof some);
+    for (int32_t k = 0; k < SIDE_BY_SIDE; k++) *error += some[k] * some[k];
+}
+
+int32_t lt_nearest(const float *x, int64_t n_groups, int64_t group, const float *scale, const float *values,
+                   const uint8_t *code, int32_t n_values, uint8_t *codes, float *error) {
+    values_of v = {.n = n_values};
+    if (n_values < 1 || n_values > MAX_VALUES || group < 1) return LT_BAD_ARGUMENT;
+    memcpy(v.values, values, sizeof *values * (size_t)n_values);
+    memcpy(v.code, code, (size_t)n_values);
+    for (int32_t j = 0; j + 1 < n_values; j++) v.middle[j] = (values[j + 1] + values[j]) / 2;
+    for (int64_t g = 0; g < n_groups; g++, x += group, codes += group) {
+        floats lost = {0};
+        int64_t i = 0;
+        for (; i + NEAR <= group; i += NEAR) nearest_some(&v, x + i, NEAR, scale[g], codes + i, &lost);
+        if (i < group) nearest_some(&v, x + i, (int32_t)(group - i), scale[g], codes + i, &lost);
+        error[g] = lost[0] + lost[1] + lost[2] + lost[3];
+    }
     return LT_OK;
 }

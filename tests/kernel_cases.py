@@ -17,6 +17,7 @@ import numpy as np
 from lutra.runtime import formats, ops
 from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes
+from lutra.tools.quantizers import rtn, ternary
 
 Rng = np.random.Generator
 f32 = np.float32
@@ -778,6 +779,35 @@ def delta_bound(
         bound[t] = length * (lost + terms * EPS * np.sqrt((S * S).sum(axis=1))) + TINY * terms
     memory = np.repeat(lost[:, None], q.shape[2], axis=1)
     return bound.reshape(n, -1), delta_floats(memory)
+
+
+# What quantizers do
+
+
+@register("fit_grids")
+def fit_grids(rng: Rng) -> Iterator[Case]:
+    sizes = cycle([(37, 32), (16, 64), (3, 1), (5, 77), (50, 7), (2, 4100)])
+    for bits in (2, 3, 4, 5, 6, 8):
+        for zeros, halves in [(False, True), (True, True), (bool(bits % 2), False)]:
+            n, group = next(sizes)
+            x = normal(rng, n, group) * f32(0.02)
+            for i, kind in enumerate(("mixed", "zeros", "denormal", "huge")):
+                x[i + 1 : i + 2] = KINDS[kind](rng, *x[i + 1 : i + 2].shape)
+            x[5:6], x[6:7] = x[5:6] + 10, -3.5
+            attrs = {"bits": bits, "zeros": zeros, "halves": halves}
+            yield Case(f"{n} groups of {group}, {attrs}", rtn.fit_grids, (Rows(x),), attrs, wide=False)
+
+
+@register("fit_ternary")
+def fit_ternary(rng: Rng) -> Iterator[Case]:
+    for n, cols in [(30, 200), (9, 32), (5, 1), (8, 7), (40, 1000)]:
+        x = rng.standard_t(rng.choice([1.5, 3, 50], (n, 1)), (n, cols)).astype(
+            f32
+        )  # an outlier may leave many in doubt
+        for i, kind in enumerate(("mixed", "zeros", "denormal", "huge")):
+            x[i + 1 : i + 2] = KINDS[kind](rng, *x[i + 1 : i + 2].shape)
+        x[5:6], x[6:7] = -3.5, rng.integers(-3, 4, x[6:7].shape)  # as many as there are of each, and ties
+        yield Case(f"{n} rows of {cols}", ternary.fit_ternary, (Rows(x),), wide=False)
 
 
 # Reading memory, multiplying bytes

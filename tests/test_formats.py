@@ -383,3 +383,10 @@ def test_rows_of_several_formats_are_one_matrix():
     for wrong in ("rows", "rows-", "rows-20", "rows-x:t5", "rows-20:", "rows-0:t5", *nested):
         with pytest.raises(CorruptModelError, match="unknown weight format"):
             formats.codec(wrong)
+
+
+@pytest.mark.parametrize(("format", "stored"), [("f32", np.float32), ("f16", np.float16), ("bf16", np.uint16)])
+def test_floats_are_used_where_they_lie(format, stored):
+    values = np.zeros((3, 40), stored)
+    data = formats.pack(values.view(formats.BF16) if format == "bf16" else values, format).parts["data"]
+    assert np.shares_memory(data, values)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lutra import native
 from lutra.models import llama
 from lutra.models.loaders.checkpoint import Checkpoint, Entry
+from lutra.models.loaders.words import unpack_words
 from lutra.models.weights import pack_roles, plan_roles, tensors_of
 from lutra.runtime import formats
 from lutra.runtime.formats import Coded, Unread, _blocks, q8
@@ -125,6 +126,78 @@ def test_fields_of_blocks(run, width, runs, more, seed):
 def test_fields_that_blocks_cannot_have(fields):
     with pytest.raises(ValueError, match="do not have"):
         native.unpack_fields(np.zeros((2, 8), np.uint8), [native.Field(*f) for f in fields])
+
+
+@pytest.mark.parametrize(("bits", "count"), [(2, 48), (3, 96), (4, 40), (8, 20)])
+@pytest.mark.parametrize("rows", [1, 16, 37])
+def test_codes_down_columns(bits, count, rows):
+    """As GPTQ has them: the same as of rows that are made of the columns, whose streams are spelled out elsewhere."""
+    words = np.random.default_rng(bits).integers(-(2**31), 2**31, (count * bits // 32, rows + 5)).astype(np.int32)
+    some = words[:, 2 : rows + 2]
+    found = native.unpack_columns(some, bits, count)
+    np.testing.assert_array_equal(found, unpack_words(np.ascontiguousarray(some.T), bits, count))
+    np.testing.assert_array_equal(found, unpack_words(some.T, bits, count))
+
+
+@pytest.mark.parametrize(
+    ("words", "bits", "count"),
+    [
+        (np.zeros((3, 5), np.int32), 4, 25),  # more than there are
+        (np.zeros((3, 5), np.int32), 4, 23),
+        (np.zeros((2, 5), np.int32), 5, 12),
+        (np.zeros((3, 5), np.int32), 6, 16),
+        (np.zeros((3, 5), np.int32).T, 4, 40),
+        (np.zeros((3, 5), np.int16), 4, 24),
+    ],
+)
+def test_columns_that_hold_no_such_codes(words, bits, count):
+    with pytest.raises(ValueError, match="codes of"):
+        native.unpack_columns(words, bits, count)
+
+
+def test_every_bfloat16():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    found = native.widen_bf16(bits.reshape(256, 256)[:, ::-1])
+    due = (bits.astype(np.uint32) << 16).reshape(256, 256)[:, ::-1]
+    np.testing.assert_array_equal(found.view(np.uint32), due)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize(("rows", "cols", "group"), [(1, 1, 1), (5, 70, 32), (3, 64, 64), (2, 33, 40)])
+def test_codes_become_floats(dtype, rows, cols, group):
+    rng = np.random.default_rng(cols)
+    codes = rng.integers(0, 256, (rows, cols)).astype(dtype)
+    scale, zero = rng.standard_normal((2, rows, -(-cols // group))).astype(np.float32)
+    wide = np.arange(cols) // group
+    due = (codes.astype(np.float32) - zero[:, wide]) * scale[:, wide]
+    np.testing.assert_array_equal(native.decode(codes, scale, zero, group), due)
+    with pytest.raises(ValueError, match="grids"):
+        native.decode(codes, scale[:, 1:], zero, group)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 100_003])
+def test_squares(n):
+    a, b = np.random.default_rng(n).standard_normal((2, n)).astype(np.float32)
+    due = (((a.astype(np.float64) - b) ** 2).sum(), (a.astype(np.float64) ** 2).sum())
+    np.testing.assert_allclose(native.squares(a, b), due, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_values", "group"), [(1, 5), (8, 64), (16, 32), (16, 33)])
+def test_nearest_values(n_values, group):
+    rng = np.random.default_rng(n_values)
+    x, scale = rng.standard_normal((9, group)).astype(np.float32), rng.random(9).astype(np.float32)
+    values, code = np.sort(rng.standard_normal(n_values)).astype(np.float32), rng.permutation(n_values)
+    scale[3] = x[3] = 0
+    codes, error = native.nearest(x, scale, values, code.astype(np.uint8))
+    lost = np.abs(x[..., None] / np.where(scale == 0, 1, scale)[:, None, None] - values)
+    place = np.argsort(code)[codes]
+    np.testing.assert_allclose(np.take_along_axis(lost, place[..., None], 2)[..., 0], lost.min(axis=2), atol=1e-6)
+    np.testing.assert_allclose(error, ((values[place] * scale[:, None] - x) ** 2).sum(axis=1), rtol=1e-5, atol=1e-7)
+
+
+def test_too_many_values():
+    with pytest.raises(ValueError, match="17 values"):
+        native.nearest(np.zeros((1, 4)), np.ones(1), np.arange(17.0), np.arange(17))
 
 
 @pytest.mark.parametrize("format", formats.names())

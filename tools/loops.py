@@ -1,16 +1,20 @@
-"""Work on large arrays: compiled where numba is installed.
+"""Work on large arrays: by the native library, or compiled where numba is installed.
 
-A step that numpy would walk through memory for many times over is written twice: as numpy, and as plain loops for
-numba, which do the same arithmetic in the same order. So the same bytes come out, with numba or without.
+A step that numpy would walk through memory for many times over is written twice: as numpy, and as a kernel, or as plain
+loops for numba, which do the same arithmetic in the same order. So the same bytes come out, with numba or without.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["compiled", "spans"]
+import numpy as np
+
+from lutra import native
+
+__all__ = ["compiled", "on_rows", "spans"]
 
 WORTH = 1 << 16  # elements of the first argument from which on compiling, a second or so, pays
 
@@ -39,6 +43,19 @@ def _jitted(loops: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     compiling = not getattr(numba.config, "DISABLE_JIT", False)
     return numba.njit(loops, nogil=True) if compiling else None
+
+
+def on_rows(op: str, outs: Sequence[np.ndarray], ins: Sequence[np.ndarray], ints: Sequence[int]) -> None:
+    """Fill outs by one op of the native library, in this thread. All arrays are [rows, columns of their own]."""
+    ins = [x if x.strides[1] == x.itemsize else np.ascontiguousarray(x) for x in ins]
+    args = [native.Arg(native.ABSOLUTE, x.ctypes.data, x.shape[1], x.strides[0]) for x in (*outs, *ins)]
+    engine = native.Engine(1)
+    plan = native.Plan(engine, [native.Op(op, args, ints, [], False, False)], [*outs, *ins])
+    step = plan.step()
+    step.n_tokens = step.n_ctx = len(outs[0])
+    plan.run(step)
+    plan.close()
+    engine.close()
 
 
 def spans(cols: int, group: int) -> list[tuple[int, int, int]]:

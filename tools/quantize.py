@@ -22,14 +22,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from lutra import native
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint
 from lutra.models.loaders.safetensors import SafetensorsFile, write_safetensors
 from lutra.models.loaders.tensor import dtype_name
 from lutra.models.weights import Planned
-from lutra.runtime import formats
+from lutra.runtime import formats, threads
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Packed, Planes, experts, to_float32
+from lutra.runtime.formats import Codebook, Coded, Matrix, Packed, Planes, Unread, experts, to_float32
 from lutra.runtime.threads import in_pieces
 from lutra.tools.calibrate import calibrate
 from lutra.tools.quantizers import method_for
@@ -185,22 +186,44 @@ def _quantized(
 ) -> tuple[Packed, Loss]:
     if planned.each:
         return _together([_quantized(checkpoint, p, method, None) for p in planned.each])
-    values, bias = planned.floats(checkpoint)
-    if not np.isfinite(values).all():
-        raise CorruptModelError(f"{planned.role} holds weights that are not finite numbers")
+    floats, bias = planned.floats(checkpoint)
     assert planned.format is not None
-    codec = formats.codec(planned.format)
     unseen = getattr(method, "CALIBRATED", False) and hessian is None
     if unseen:
         method = method_for(planned.format)
-    work = partial(method.quantize, values, codec)
-    matrix = work() if hessian is None else work(hessian)
     try:
-        packed = formats.pack(matrix, planned.format)
+        packed, loss = _packed(floats, planned.format, method, () if hessian is None else (hessian,))
+    except _NotFinite:
+        raise CorruptModelError(f"{planned.role} holds weights that are not finite numbers") from None
     except ValueError as error:
         raise UnsupportedModelError(f"{planned.role} cannot be stored in {planned.format}: {error}") from None
-    kept = matrix if codec.accepts(matrix) else packed.matrix
-    return packed.with_bias(bias), replace(_loss(values, kept), rounded=int(unseen))
+    return packed.with_bias(bias), replace(loss, rounded=int(unseen))
+
+
+class _NotFinite(ValueError):
+    """Among the weights are some that are no finite numbers."""
+
+
+def _packed(floats: Unread, format: str, method: ModuleType, more: Sequence[np.ndarray] = ()) -> tuple[Packed, Loss]:
+    """A matrix quantized and packed, rows by rows where the method allows it: then most of it stays in cache."""
+    codec = formats.codec(format)
+    lost: list[tuple[float, float]] = []
+
+    def quantized(begin: int, end: int) -> Matrix:
+        values = floats[begin:end]
+        if not _are_finite(values):
+            raise _NotFinite
+        matrix = method.quantize(values, codec, *more)
+        if not isinstance(matrix, np.ndarray):  # floats are rounded by pack
+            lost.extend(_losses(values, matrix))
+        return matrix  # type: ignore[no-any-return]
+
+    by_rows = getattr(method, "BY_ROWS", False)
+    packed = formats.pack(
+        Unread(floats.shape, quantized, AT_ONCE) if by_rows else quantized(0, floats.shape[0]), format
+    )
+    error, whole = (math.fsum(sums) for sums in zip(*(lost or _losses(floats, packed.matrix)), strict=True))
+    return packed, Loss(error, whole)  # the same sums in whatever order
 
 
 def _together(each: Sequence[tuple[Packed, Loss]]) -> tuple[Packed, Loss]:
@@ -208,19 +231,25 @@ def _together(each: Sequence[tuple[Packed, Loss]]) -> tuple[Packed, Loss]:
     return experts.stacked((packed for packed, _ in each), len(each)), sum((loss for _, loss in each), Loss(0, 0))
 
 
-def _loss(values: np.ndarray, matrix: Any) -> Loss:
-    lost: list[Loss] = []
+def _are_finite(values: np.ndarray) -> bool:
+    found: list[bool] = []
+    rows = max(1, AT_ONCE // values.shape[1])
+    in_pieces(lambda some: found.append(bool(np.isfinite(values[some]).all())), len(values), rows)
+    return all(found)
+
+
+def _losses(values: np.ndarray | Unread, matrix: Any) -> list[tuple[float, float]]:
+    """The sums of squared errors, and of squares before, of some rows each."""
+    lost: list[tuple[float, float]] = []
 
     def piece(some: slice) -> None:
-        due = values[some].reshape(-1)
-        left = to_float32(matrix[some]).reshape(-1) - due
-        lost.append(Loss(float(left @ left), float(due @ due)))
+        lost.append(native.squares(values[some], to_float32(matrix[some])))
 
     if isinstance(matrix, (np.ndarray, Coded, Planes, Codebook)):
-        in_pieces(piece, len(values), max(1, AT_ONCE // values.shape[1]))
+        in_pieces(piece, values.shape[0], max(1, AT_ONCE // values.shape[1]))
     else:
         piece(slice(None))  # a product's rows are not to be had one by one
-    return Loss(math.fsum(x.error for x in lost), math.fsum(x.whole for x in lost))  # whatever their order
+    return lost
 
 
 def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:
@@ -233,9 +262,19 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
     each = [p for whole in plan for p in whole.each or (whole,)]
     for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in each).items():
         codec, smaller = formats.codec(format), max(1.0, max(rows, cols) / longest)
-        values = rng.standard_normal((int(rows / smaller) or 1, int(cols / smaller) or 1), np.float32)
-        started = time.perf_counter()
-        method.quantize(values, codec)
-        seconds = time.perf_counter() - started
-        total += count * seconds * work(rows, cols, codec) / work(*values.shape, codec)
+        shape = [int(n / smaller) or 1 for n in (rows, cols)]
+        if not hasattr(method, "work"):
+            shape[0] = min(rows, shape[0] * threads.default())  # a piece for each thread
+        values = rng.standard_normal(shape, np.float32)
+        floats = Unread((shape[0], shape[1]), partial(_between, values))
+        seconds = math.inf
+        for _ in range(1 if hasattr(method, "work") else 3):  # a short time is best measured by the least of some
+            started = time.perf_counter()
+            _packed(floats, format, method)
+            seconds = min(seconds, time.perf_counter() - started)
+        total += count * seconds * work(rows, cols, codec) / work(*shape, codec)
     return total
+
+
+def _between(values: np.ndarray, begin: int, end: int) -> np.ndarray:
+    return values[begin:end]

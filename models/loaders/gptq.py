@@ -84,7 +84,8 @@ def _entry(source: Source, stem: str, settings: dict[str, Any], first: bool) -> 
         return np.ascontiguousarray(_zeros(array_of(zeros), bits, rows, spaced, first).T.astype(np.float32))
 
     def scale() -> np.ndarray:
-        return np.ascontiguousarray(to_float32(scales.read()).T)
+        found = array_of(scales)  # float16 stays so: converting it takes longer than the codes do
+        return np.ascontiguousarray((found if scales.dtype == "F16" else to_float32(found)).T)
 
     if index is None and groups > 1 and settings.get("desc_act"):
         raise CorruptModelError(f"{stem!r:.80} has no g_idx, which its desc_act needs", "is the download complete?")

@@ -13,6 +13,7 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Coded, Factored, Matrix, to_float32
+from lutra.runtime.formats._blocks import is_finite
 
 __all__ = [
     "FLOATS",
@@ -111,9 +112,9 @@ def is_half(x: np.ndarray) -> bool:
 class Grid:
     """A matrix W[o, i] = (code - zero) * scale of so many bits, by how its parts are read.
 
-    group: columns that share a scale and a zero, 0: all. codes: gives uint8 [out, in], of some rows. scale: float32
-    [out, groups]. zero: the same. order: int32 [in], the columns as they come in groups, or None: as they are. half:
-    whether the scales are known to be float16, and need not be read to tell the format.
+    group: columns that share a scale and a zero, 0: all. codes: gives uint8 [out, in], of some rows. scale: float32 or
+    float16 [out, groups]. zero: the same. order: int32 [in], the columns as they come in groups, or None: as they are.
+    half: whether the scales are known to be float16, and need not be read to tell the format.
     """
 
     stem: str
@@ -139,7 +140,7 @@ class Grid:
 
     def _scale(self) -> np.ndarray:
         scale = self.scale()
-        if not np.isfinite(scale).all():
+        if not is_finite(scale):
             raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
         return scale
 

@@ -16,6 +16,8 @@ def unpack_words(words: np.ndarray, bits: int, count: int, spaced: bool = False)
     codes cross words; ``spaced``: as many whole codes as a word holds, and the rest of it unused. ValueError for rows
     of too few words.
     """
+    if not spaced and words.strides[0] == 4 < words.strides[1] and bits > 1 and words.shape[1] * 32 == count * bits:
+        return native.unpack_columns(words.T, bits, count)  # they lie side by side in the file
     # As many bytes as whole codes fill: the least that can be read by itself.
     size = 4 if spaced else 3 if bits == 3 else 1
     each = size * 8 // bits

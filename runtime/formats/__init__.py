@@ -211,7 +211,7 @@ class Codebook:
     @cached_property
     def looked_up(self) -> np.ndarray:
         """Every code's value, unscaled: float32 [out, in]."""
-        found = self.values[self.codes]
+        found = np.take(self.values, self.codes)
         if self.own is None:
             return found
         return np.where(np.isnan(found), self.own[:, np.arange(found.shape[1]) // self.group], found)
@@ -288,10 +288,14 @@ def walsh_hadamard(x: np.ndarray, block: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Unread:
-    """A matrix that is read a few rows at a time: x[begin:end] is one of another kind. read: (begin, end) to that."""
+    """A matrix that is read a few rows at a time: x[begin:end] is one of another kind. read: (begin, end) to that.
+
+    at_once: elements that are best read together; None: whoever reads decides.
+    """
 
     shape: tuple[int, int]
     read: Callable[[int, int], Any]
+    at_once: int | None = None
 
     def __getitem__(self, rows: slice) -> Any:
         begin, end, _ = rows.indices(self.shape[0])
@@ -304,7 +308,8 @@ Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | 
 def to_float32(x: Matrix) -> np.ndarray:
     """The values of ``x`` as a float32 array of its shape; a float32 array comes back as is."""
     if isinstance(x, Coded):
-        return _decoded(x)
+        zero = np.zeros_like(x.scale) if x.zero is None else x.zero
+        return native.decode(x.codes, x.scale, zero, x.group or max(1, x.shape[1]))
     if isinstance(x, Nested):
         own = np.arange(x.shape[1]) // x.group
         values = x.codes * x.scales[0][:, own]
@@ -314,7 +319,7 @@ def to_float32(x: Matrix) -> np.ndarray:
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
         return values if x.offset is None else values + x.offset[:, own]
     if isinstance(x, Codebook):
-        return x.looked_up * x.scale[:, np.arange(x.shape[1]) // x.group]
+        return x.looked_up * np.repeat(x.scale, x.group, axis=1)[:, : x.shape[1]]
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
     if isinstance(x, Rotated):
@@ -325,25 +330,8 @@ def to_float32(x: Matrix) -> np.ndarray:
     if isinstance(x, Stacked):
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):
-        bits = x.view(np.ndarray).astype(np.uint32)
-        bits <<= np.uint32(16)
-        return bits.view(np.float32)
+        return native.widen_bf16(x.view(np.ndarray))
     return np.asarray(x, dtype=np.float32)
-
-
-def _decoded(x: Coded) -> np.ndarray:
-    """A group's columns side by side: no scale is written out for each of them."""
-    rows, cols = x.shape
-    values = x.codes.astype(np.float32)
-    whole = cols // x.group if x.group else 0  # groups
-    spans = [(0, whole * x.group, slice(0, whole))] if whole else []
-    spans += [(whole * x.group, cols, slice(whole, None))] if whole * x.group < cols else []
-    for begin, end, own in spans:
-        part = values[:, begin:end].reshape(rows, x.scale[:, own].shape[1], -1)  # a view
-        if x.zero is not None:
-            part -= x.zero[:, own, None]
-        part *= x.scale[:, own, None]
-    return values
 
 
 def _product(links: Any) -> np.ndarray:

@@ -29,7 +29,8 @@ def fill_by_rows(parts: Parts, matrix: Matrix, fill: Callable[[Parts, Matrix], N
         blocks = slice(some.start // ROWS, -(-some.stop // ROWS))
         fill({name: part[blocks] for name, part in parts.items()}, matrix[some])
 
-    in_pieces(piece, rows, max(1, AT_ONCE // max(cols, 1) // ROWS) * ROWS)
+    at_once = getattr(matrix, "at_once", None) or AT_ONCE
+    in_pieces(piece, rows, max(1, at_once // max(cols, 1) // ROWS) * ROWS)
 
 
 def fill_grid(part: np.ndarray, *grids: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lutra import native
 from lutra.runtime.formats import Codebook, Matrix, to_float32
 from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 from lutra.runtime.formats._uniform import Uniform
@@ -139,10 +140,9 @@ class Values:
 def _rounded(groups: np.ndarray, values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Floats [rows, groups, columns] as the codes of the nearest values; scales and squared errors [rows, groups]."""
     known = np.array(values, np.float32)
-    scale = np.abs(groups).max(axis=2) / np.abs(known).max()
+    scale = np.maximum(groups.max(axis=2), -groups.min(axis=2)) / np.abs(known).max()
     scale = scale.astype(np.float16).astype(np.float32)
     order = np.argsort(known, kind="stable")
-    middle = (known[order][1:] + known[order][:-1]) / 2
-    codes = order[np.searchsorted(middle, groups / np.where(scale == 0, np.float32(1), scale)[:, :, None])]
-    error = ((known[codes] * scale[:, :, None] - groups) ** 2).sum(axis=2)
-    return codes.astype(np.uint8), scale, error
+    flat = groups.reshape(-1, groups.shape[2])
+    codes, error = native.nearest(flat, scale.reshape(-1), known[order], order.astype(np.uint8))
+    return codes.reshape(groups.shape), scale, error.reshape(scale.shape)

@@ -26,7 +26,8 @@ def accepts(matrix: object) -> bool:
 
 def pack(matrix: Matrix) -> Parts:
     """The parts of a ternary matrix, as codes 0, 1, 2 around 1; ValueError for any other."""
-    return _GRID.pack(Unread(matrix.shape, lambda begin, end: _from_zero(matrix[begin:end])))  # type: ignore[arg-type]
+    at_once = getattr(matrix, "at_once", None)
+    return _GRID.pack(Unread(matrix.shape, lambda begin, end: _from_zero(matrix[begin:end]), at_once))  # type: ignore[arg-type]
 
 
 def _from_zero(matrix: Matrix) -> Coded:

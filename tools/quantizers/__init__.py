@@ -5,6 +5,7 @@ A method's module has
 - ``fits(codec)``: whether it makes matrices for that format;
 - ``quantize(values, codec)``: float32 [rows, cols] as a matrix that the format's ``pack`` takes; with ``CALIBRATED``
   true, ``quantize(values, codec, hessian)``, with the second moments of the matrix's inputs: float64 [cols, cols];
+- ``BY_ROWS = True``, if it looks at each row by itself: then it is given some of a matrix's rows at a time;
 - ``work(rows, cols, codec)``, if its time does not grow with the elements: what it does grow with.
 """
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lutra.runtime.formats import Matrix
 
+BY_ROWS = True
 KERNELS = ("c3", "c4", "q8", "f16", "bf16", "f32")
 
 

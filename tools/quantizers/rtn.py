@@ -3,6 +3,8 @@
 A grid that reaches the group's largest value wastes its steps on it. So grids of several reaches are tried, and then
 some around the best. The one whose codes leave the least is moved to the least squares for these codes and rounded to
 a few times: Lloyd's iteration (1982) on evenly spaced levels. Everything is a group's own; nothing looks at the others.
+
+native/kernels/fit_grids.c does this work; ``fit_grids`` here says what it is, and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,14 +17,13 @@ import numpy as np
 from lutra.runtime.formats import Coded, Matrix
 from lutra.runtime.formats._uniform import Uniform
 from lutra.runtime.threads import in_pieces
-from lutra.tools.loops import compiled, spans
+from lutra.tools.loops import on_rows, spans
 
+BY_ROWS = True
 REACHES = np.linspace(0.4, 1.0, 5)  # shares of the range that the first grids reach
 FINER = (-0.075, 0.075), (-0.0375, 0.0375)  # what is then tried beside the best of them
 ROUNDS = {False: 2, True: 4}  # of Lloyd's iteration, by "zeros of their own": with these there is more to find
-AT_ONCE = 1 << 19  # elements worked on together: few enough for a cache, but of
-SOME = 256  # groups at least: enough for what every call of numpy costs
-TILE = 512  # groups whose sums stay in the nearest cache
+AT_ONCE = 1 << 18  # elements worked on together
 LEAST = np.float32(1e-30)  # a smaller scale is as good as 0
 
 
@@ -43,14 +44,26 @@ def quantize(values: np.ndarray, codec: Uniform) -> Matrix:
 
     def piece(some: slice) -> None:
         for begin, end, size in spans(cols, group):
-            part = values[some, begin:end].reshape(-1, size)
-            s, z = fit(part, codec.bits, codec.zeros, halves=groups > 1)
             own = slice(begin // group, -(-end // group))
-            codes[some, begin:end] = nearest(part, s, z, codec.bits).reshape(-1, end - begin)
+            found, s, z = _fitted(values[some, begin:end].reshape(-1, size), codec.bits, codec.zeros, groups > 1)
+            codes[some, begin:end] = found.reshape(-1, end - begin)
             scale[some, own], zero[some, own] = (grid.reshape(-1, own.stop - own.start) for grid in (s, z))
 
-    in_pieces(piece, rows, max(1, AT_ONCE // cols, SOME // groups))
+    in_pieces(piece, rows, max(1, AT_ONCE // cols))
     return Coded(codes, scale, zero, codec.group)
+
+
+def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """A scale and a zero for every row of float32 [n, group]: float32 [n] each. As ``fit_grids``, by its kernel."""
+    _, scale, zero = _fitted(values, bits, zeros, halves)
+    return scale[:, 0], zero[:, 0]
+
+
+def _fitted(values: np.ndarray, bits: int, zeros: bool, halves: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    codes = np.empty(values.shape, np.uint8)
+    scale, zero = (np.empty((len(values), 1), np.float32) for _ in range(2))
+    on_rows("fit_grids", [codes, scale, zero], [values], [bits, zeros, halves])
+    return codes, scale, zero
 
 
 def nearest(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
@@ -61,27 +74,25 @@ def nearest(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int) 
     return np.clip(codes, 0, (1 << bits) - 1, out=codes)
 
 
-def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """A scale and a zero for every row of float32 [n, group]: float32 [n] each.
+def fit_grids(x: np.ndarray, *, bits: int, zeros: bool, halves: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every row of float32 [n, group] on a grid of its own: codes uint8 [n, group], scale and zero float32 [n, 1].
 
     zeros: whether each may have a zero of its own; else it is the middle of the codes. halves: whether scales are to
     be stored as float16, as zeros always are.
     """
-    columns = np.ascontiguousarray(values.T)
-    total = columns.sum(axis=0, dtype=np.float64)
-    top = np.float32((1 << bits) - 1)
-
-    def sums(s: np.ndarray, z: np.ndarray) -> np.ndarray:
-        return _measured(columns, z, inverse(s), top).astype(np.float64)
+    columns = np.ascontiguousarray(x.T)
+    total, top = np.zeros(len(x)), np.float32((1 << bits) - 1)
+    for column in columns:
+        total += column
 
     def measured(s: np.ndarray, z: np.ndarray) -> _Grid:
         s, z = _stored(s, halves), _stored(z)
-        found = sums(s, z)
+        found = _measured(columns, s, z, top)
         kept = s * (2 * found[2] - s * found[1])
         return _Grid(s, z, kept, *_least_squares(s, z, found, total, len(columns), zeros))
 
     def promise(s: np.ndarray, z: np.ndarray) -> np.ndarray:
-        steps, squares, products = sums(s, z)
+        steps, squares, products = _measured(columns, s, z, top)
         if zeros:
             squares, products = squares - steps * steps / len(columns), products - steps * total / len(columns)
         return products * products / np.where(squares > 0, squares, 1)
@@ -90,7 +101,8 @@ def fit(values: np.ndarray, bits: int, zeros: bool, *, halves: bool = True) -> t
     for _ in range(ROUNDS[zeros]):
         grid = measured(best.better_scale, best.better_zero)
         best = best.or_else(grid, grid.kept > best.kept)
-    return best.scale, best.zero
+    codes = nearest(x, best.scale, best.zero, bits).astype(np.uint8)
+    return codes, best.scale[:, None], best.zero[:, None]
 
 
 class _Grid(NamedTuple):
@@ -115,7 +127,7 @@ def _searched(
     Without zeros of their own: of grids around the middle code, to a share of the value farthest out.
     """
     levels = 1 << bits
-    low, high = columns.min(axis=0), columns.max(axis=0)
+    low, high = columns.min(axis=0) + np.float32(0), columns.max(axis=0) + np.float32(0)  # no zero has a sign
     if zeros:
         flat, centre = low == high, (low + high) / 2
         whole = [(high - low) / np.float32(levels - 1)]
@@ -150,43 +162,13 @@ def _searched(
     return grid(share, step)
 
 
-def _measured_plain(columns: np.ndarray, zero: np.ndarray, inverse: np.ndarray, top: np.float32) -> np.ndarray:
-    """Steps, squares of them, and products of float32 [group, n] on a grid for each of n: float32 [3, n] sums."""
-    sums = np.zeros((3, columns.shape[1]), np.float32)
-    step, term = np.empty((2, columns.shape[1]), np.float32)
+def _measured(columns: np.ndarray, scale: np.ndarray, zero: np.ndarray, top: np.float32) -> np.ndarray:
+    """Steps, squares of them, and products of float32 [group, n] on a grid for each of n: float64 [3, n]."""
+    sums, by = np.zeros((3, columns.shape[1]), np.float32), inverse(scale)
     for x in columns:
-        np.multiply(x, inverse, out=step)
-        np.add(step, zero, out=step)
-        np.rint(step, out=step)
-        np.maximum(step, np.float32(0), out=step)
-        np.minimum(step, top, out=step)
-        np.subtract(step, zero, out=step)
-        sums[0] += step
-        np.multiply(step, step, out=term)
-        sums[1] += term
-        np.multiply(step, x, out=term)
-        sums[2] += term
-    return sums
-
-
-@compiled(_measured_plain)
-def _measured(columns: Any, zero: Any, inverse: Any, top: Any) -> Any:
-    group, n = columns.shape
-    sums, step = np.zeros((3, n), np.float32), np.empty(min(n, TILE), np.float32)
-    for first in range(0, n, TILE):
-        last = min(first + TILE, n)
-        own_zero, own_inverse = zero[first:last], inverse[first:last]
-        steps, squares, products = sums[0, first:last], sums[1, first:last], sums[2, first:last]
-        for k in range(group):  # in short loops over few arrays, each of which becomes vector instructions
-            x = columns[k, first:last]
-            for i in range(len(x)):
-                step[i] = min(max(np.rint(x[i] * own_inverse[i] + own_zero[i]), np.float32(0)), top) - own_zero[i]
-            for i in range(len(x)):
-                steps[i] += step[i]
-                squares[i] += step[i] * step[i]
-            for i in range(len(x)):
-                products[i] += step[i] * x[i]
-    return sums
+        step = np.minimum(np.maximum(np.rint(x * by + zero), np.float32(0)), top) - zero
+        sums += (step, step * step, step * x)
+    return sums.astype(np.float64)  # what is done with them may cancel
 
 
 def _least_squares(
