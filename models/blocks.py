@@ -297,11 +297,12 @@ def attend(
     norms_last: bool = False,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> Any:
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
     norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated; norms_last: after
-    it. scale: of scores; None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
+    it. scale: of scores; None: head_dim ** -0.5. cap, sinks: as ops.attention's. angles None: nothing is rotated.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms and not norms_last:
@@ -314,6 +315,7 @@ def attend(
     return ops.attention(
         q,
         state,
+        *([] if sinks is None else [sinks]),
         layer=layer,
         heads=c.heads,
         kv_heads=c.kv_heads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -99,12 +100,15 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def mixture(c: Config, layer: Any, x: Any) -> Any:
-    """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once."""
+def mixture(c: Config, layer: Any, x: Any, gated: Callable[[Any, Any], Any] = blocks.gated) -> Any:
+    """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once.
+
+    gated: what becomes of their gate | up.
+    """
     chosen, share = ops.route(ops.linear(x, layer.router), k=c.choices, normalize=c.normalized)
     place = ops.line_up(chosen, experts=c.experts)
     h = ops.experts(ops.spread(x, place), layer.experts_gate_up, chosen)
-    h = ops.experts(blocks.gated(c, h), layer.experts_down, chosen)
+    h = ops.experts(gated(c, h), layer.experts_down, chosen)
     return ops.gather(h, place, share)
 
 

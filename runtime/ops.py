@@ -21,6 +21,7 @@ __all__ = [
     "add",
     "add_bias",
     "attention",
+    "clamped_swiglu",
     "concat",
     "decay",
     "delta_floats",
@@ -35,6 +36,7 @@ __all__ = [
     "line_up",
     "linear",
     "mul",
+    "owners",
     "peak",
     "positions",
     "quantize",
@@ -46,6 +48,7 @@ __all__ = [
     "route",
     "scale",
     "scale_columns",
+    "scale_rows",
     "short_conv",
     "sigmoid",
     "silu_mul",
@@ -256,17 +259,32 @@ def spread(x: Array, place: Array) -> Array:
     return y
 
 
+@op(lambda chosen, place: [(1, np.int32)], local=False, times=lambda chosen, place: place.shape[1])
+def owners(chosen: Array, place: Array) -> Array:
+    """Which expert each lined-up row belongs to. chosen, place: int32 [rows, k]. Returns int32 [rows * k, 1]."""
+    owner = np.empty((place.size, 1), np.int32)
+    owner[place.ravel(), 0] = chosen.ravel()
+    return owner
+
+
 def experts(x: Array, weight: Packed, chosen: Array) -> Array:
     """linear(), every row with the expert's matrix that it chose.
 
     x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
     """
+    if weight.bias is not None:
+        owner = owners(chosen, line_up(chosen, experts=weight.shape[0]))
+        return add(experts(x, weight.with_bias(None), chosen), _rows_of(weight.bias, owner))
     if weight.stack:
         return concat(*(experts(x, matrices, chosen) for matrices in weight.stack))
     group = weight.codec.ACT_GROUP
     if group is None:
         return _experts(x, weight, chosen)
     return _experts_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, chosen, group=group)
+
+
+def _rows_of(table: np.ndarray, index: Array) -> Array:
+    return embed(index, Packed("f32", table.shape, {"data": table}))
 
 
 def _experts_out(*args: Any, **_: Any) -> list[tuple[int, Any]]:
@@ -339,6 +357,12 @@ def scale_columns(x: Array, scale: np.ndarray) -> Array:
 
 
 @op(_like)
+def scale_rows(x: Array, scale: Array) -> Array:
+    """x * scale, one for each row. scale: [rows, 1]."""
+    return x * scale
+
+
+@op(_like)
 def take_columns(x: Array, order: np.ndarray) -> Array:
     """x's columns in another order, the same for every row. order: int32, each column once."""
     return x[:, order]
@@ -355,6 +379,14 @@ def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up (SwiGLU: Shazeer 2020)."""
     with np.errstate(over="ignore"):
         return gate / (f32(1) + np.exp(-gate)) * up
+
+
+@op(_like)
+def clamped_swiglu(gate: Array, up: Array, *, alpha: float, limit: float) -> Array:
+    """g * sigmoid(alpha g) * (u + 1), g the gate up to the limit, u what lies between both limits (gpt-oss, 2025)."""
+    gate, up = np.minimum(gate, f32(limit)), np.clip(up, f32(-limit), f32(limit))
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(f32(-alpha) * gate)) * (up + 1)
 
 
 @op(_like)
@@ -443,6 +475,7 @@ def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head
 def attention(
     q: Array,
     state: Any,
+    sinks: np.ndarray | None = None,
     *,
     layer: int,
     heads: int,
@@ -455,6 +488,7 @@ def attention(
     """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups.
 
     window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
+    sinks: float32 [heads], a score of every head's for the softmax alone, that has no value (Xiao et al. 2024).
     """
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
     queries = q.reshape(len(q), heads, head_dim).swapaxes(0, 1)
@@ -463,8 +497,10 @@ def attention(
         scores = soft_cap(scores, cap=cap)
     behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
     scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    sink = np.full((heads, 1, 1), -np.inf, f32) if sinks is None else sinks[:, None, None]
+    most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+    weights = np.exp(scores - most)
+    weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sink - most)
     return (weights @ values.swapaxes(0, 1)).swapaxes(0, 1).reshape(q.shape)
 
 

@@ -87,6 +87,33 @@ def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **confi
     return dense(folder, name, dtype, initializer_range=0.1, **settings)
 
 
+def gpt_oss(
+    folder: Path, dtype: torch.dtype = torch.float32, *, packed: bool = False, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """gpt-oss, its sinks and all biases random. packed: experts in MXFP4, as released."""
+    settings = {**SHAPE, "head_dim": 24, "num_local_experts": 7, "num_experts_per_tok": 3, "sliding_window": 5}
+    settings |= {"initializer_range": 0.1, "pad_token_id": None, "swiglu_limit": 1.0, **config}
+    model = randomized(transformers.GptOssForCausalLM, transformers.GptOssConfig(**settings), seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".sinks", "_bias")):
+            parameter.data.normal_()
+    model.to(dtype).save_pretrained(folder)
+    if not packed:
+        return reference(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith((".gate_up_proj", ".down_proj"))]:
+        count, cols, rows = tensors.pop(name).shape
+        shape = (count, rows, cols // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(121, 124, shape, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    quantization = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantization))
+    plain = transformers.Mxfp4Config(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=plain, dtype=torch.float32).eval()
+
+
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
@@ -317,7 +344,7 @@ def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", "_bias", ".sinks")):
             parameter.data.normal_(0, 0.1)
     return model
 

@@ -64,6 +64,7 @@ ARCHS = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
     "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
+    "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM, gguf.MODEL_ARCH.GPT_OSS),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
     "hunyuan_v1_dense": (
         transformers.HunYuanDenseV1Config,
@@ -88,6 +89,7 @@ KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
     "dt_bias": "dt_proj.bias",
+    "self_attn.sinks": "self_attn.sinks.weight",
 }
 Model = transformers.PreTrainedModel
 
@@ -173,9 +175,13 @@ def write(
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
         if ".experts." in tensor:
-            parts = ("gate", "up") if "gate_up" in tensor else ("down",)
-            own, turn = [types[(turn + i) % len(types)] for i in range(len(parts))], turn + len(parts)
-            _write_experts(writer, rng, tensor, values, dict(zip(parts, own, strict=True)))
+            layer = f"blk.{tensor.split('.')[2]}"
+            for part, some in _experts(tensor, values, config).items():
+                if tensor.endswith("_bias"):
+                    writer.add_tensor(f"{layer}.ffn_{part}_exps.bias", some.contiguous().numpy())
+                    continue
+                _write_experts(writer, rng, f"{layer}.ffn_{part}_exps.weight", some, types[turn % len(types)])
+                turn += 1
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -184,7 +190,7 @@ def write(
         stored = values.numpy() if grouped else as_stored(tensor, values.numpy(), config, neighbours)
         stored = rotation.turned(stored) if turns else stored
         type = "F32"
-        if stored.ndim == 2 and "mlp.gate." not in tensor and "conv1d" not in tensor:
+        if stored.ndim == 2 and "mlp.gate." not in tensor and "mlp.router." not in tensor and "conv1d" not in tensor:
             type, turn = types[turn % len(types)], turn + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor
@@ -241,16 +247,21 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _write_experts(
-    writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]
-) -> None:
-    """All experts' matrices of a layer, gate and up apart, each in a type of its own."""
-    layer = tensor.split(".")[2]
-    for (name, type), some in zip(types.items(), values.chunk(len(types), dim=1), strict=True):
-        data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
-        data = data.reshape(*some.shape[:2], -1)
-        writer.add_tensor(f"blk.{layer}.ffn_{name}_exps.weight", data, raw_dtype=Type[type])
-        some.copy_(torch.from_numpy(read).reshape(some.shape))
+def _experts(tensor: str, values: Any, config: Any) -> dict[str, Any]:
+    """Views of a tensor of all experts: [experts, out, in], or biases [experts, out]; gates and what is up apart."""
+    turns = config.model_type == "gpt_oss"
+    values = values.swapaxes(1, 2) if turns and values.ndim == 3 else values
+    if "gate_up" not in tensor:
+        return {"down": values}
+    halves = (values[:, 0::2], values[:, 1::2]) if turns else values.chunk(2, dim=1)
+    return dict(zip(("gate", "up"), halves, strict=True))
+
+
+def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, some: Any, type: str) -> None:
+    """All experts' matrices of a layer in one tensor."""
+    data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
+    writer.add_tensor(name, data.reshape(*some.shape[:2], -1), raw_dtype=Type[type])
+    some.copy_(torch.from_numpy(read).reshape(some.shape))
 
 
 def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> None:
@@ -267,6 +278,10 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if config.model_type == "qwen3_5_text":
         writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
@@ -279,7 +294,10 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         if config.model_type not in ("mixtral", "olmoe"):
-            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+            width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+            writer.add_expert_feed_forward_length(width)
+    if config.model_type == "gpt_oss":
+        writer.add_sliding_window(config.sliding_window)
     if config.model_type == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)

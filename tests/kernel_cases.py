@@ -175,6 +175,13 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("scale_rows")
+def scale_rows(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, scale = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, 1)
+        yield Case(f"{kind} {n} x {cols}", ops.scale_rows, (Rows(x), Rows(scale)))
+
+
 @register("hadamard")
 def hadamard(rng: Rng) -> Iterator[Case]:
     for kind, n, block in [("normal", 1, 2), ("mixed", 5, 16), ("normal", 3, 32), ("huge", 2, 128), ("mixed", 4, 1024)]:
@@ -283,6 +290,19 @@ def silu_mul(rng: Rng) -> Iterator[Case]:
         # e^x to 2 units, one rounding each for 1 +, / and *; e^-x ends at e^88, so y does at gate * up * e^-88.
         bound = 8 * EPS * np.abs(y) + 6.1e-39 * product + (1 + np.abs(up)) * TINY
         yield Case(f"{kind} {n} x {cols}", ops.silu_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+@register("clamped_swiglu")
+def clamped_swiglu(rng: Rng) -> Iterator[Case]:
+    attrs = {"alpha": 1.702, "limit": 7.0}
+    for kind, n, cols in grids(rng):
+        gate, up = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, cols)
+        y = reference(ops.clamped_swiglu, gate, up, **attrs)
+        g, u = np.minimum(gate.astype(float), 7), np.clip(up.astype(float), -7, 7)
+        # As silu_mul, of an exponent with two roundings, which are its own size times as much in e^x.
+        exponent = np.abs(1.702 * g).clip(0, 90)
+        bound = (10 + 2 * exponent) * EPS * np.abs(y) + 6.1e-39 * np.abs(g * (u + 1)) + 9 * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.clamped_swiglu, (Rows(gate), Rows(up)), attrs, bound)
 
 
 @register("relu2_mul")
@@ -403,6 +423,14 @@ def spread(rng: Rng) -> Iterator[Case]:
     for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
         place = ops.line_up(choices(rng, n, experts, k), experts=experts)
         yield Case(f"{n} x {cols} to {k} places", ops.spread, (Rows(mixed(rng, n, cols)), Rows(place)))
+
+
+@register("owners")
+def owners(rng: Rng) -> Iterator[Case]:
+    for n, experts, k in CHOICES:
+        chosen = choices(rng, n, experts, k)
+        args = (Rows(chosen), Rows(ops.line_up(chosen, experts=experts)))
+        yield Case(f"{n} rows, {k} of {experts}", ops.owners, args)
 
 
 @register("gather")
@@ -652,9 +680,11 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         attrs["scale"] = head_dim**-0.5
         attrs["window"] = (0, 1, 5, 64, 0, 70, 255)[i % 7]
         attrs["cap"] = (0.0, 0.0, 0.0, 2.5)[i % 4]
-        args = (Rows(q), Session(kv_type, pos, 1, keys, values))
+        sinks = [] if i % 5 else [normal(rng, heads) * f32((1, 20)[i // 5 % 2])]
+        args = (Rows(q), Session(kv_type, pos, 1, keys, values), *sinks)
         bound = attention_bound(q, keys, values, heads, attrs, KV_TYPES[kv_type].bits)
         label = f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}, window {attrs['window']}, cap {attrs['cap']}"
+        label += ", sinks" * len(sinks)
         yield Case(label, ops.attention, args, attrs, bound)
 
 

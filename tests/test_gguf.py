@@ -125,6 +125,7 @@ HYBRID = dict(
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
 EXAONE = dict(head_dim=64, num_key_value_heads=2)
 GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
+GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
     "gemma2, other caps": (
@@ -146,6 +147,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), {}),
     # transformers lacks MiniCPM, which scales the same things: but its files do not speak of scores.
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), dict(arch="minicpm")),
+    "gpt-oss, of experts": ("gpt_oss", GPT_OSS, {}),
     "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), {}),
     "glm4": ("glm4", dict(head_dim=64), {}),
     "mixtral, of experts": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), {}),
@@ -195,6 +197,7 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), MIXED),
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), MIXED),
+    "gpt-oss": ("gpt_oss", GPT_OSS, ["MXFP4", "Q8_0", "F16"]),
     "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), MIXED),
     "glm4": ("glm4", dict(head_dim=64), MIXED),
     "mixtral": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), ["F16"]),

@@ -315,6 +315,10 @@ def _recipes():
         "glm": lambda f: c.dense(f, "Glm", head_dim=16, attention_bias=True),
         "glm4": lambda f: c.dense(f, "Glm4", head_dim=16, attention_bias=True),
         "mixtral": lambda f: c.mixture(f, "Mixtral"),
+        "gpt-oss": lambda f: c.gpt_oss(f, num_hidden_layers=3),
+        "gpt-oss-tied-bf16": lambda f: c.gpt_oss(
+            f, torch.bfloat16, tie_word_embeddings=True, num_key_value_heads=1, intermediate_size=36
+        ),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -329,7 +333,7 @@ NAMES = [
     *["qwen3.5", "qwen3.5-tied-bf16", "qwen3.5-wide", "qwen3.5-with-images"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
-    *["gemma", "glm", "glm4", "mixtral"],
+    *["gemma", "glm", "glm4", "mixtral", "gpt-oss", "gpt-oss-tied-bf16"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
@@ -362,6 +366,7 @@ GREEDY = [
     "qwen3-moe",
     "opt",
     "opt-350m",
+    "gpt-oss",
     "qwen3.5",
     "qwen3.5-wide",
 ]

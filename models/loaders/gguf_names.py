@@ -87,6 +87,14 @@ ARCHS = {
             "post_ffw_norm": "post_mlp_layernorm",
         },
     ),
+    "gpt-oss": Arch(
+        "gpt_oss",
+        layer={
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_gate_inp": "mlp.router",
+            "attn_sinks.weight": "self_attn.sinks",
+        },
+    ),
     "granite": Arch("granite", NEIGHBOURS),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
@@ -143,6 +151,7 @@ HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
     "llama": {"expert_count"},
+    "gpt-oss": {"expert_count"},
     "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
     "olmoe": {"expert_count"},
     "qwen3moe": {"expert_count"},
@@ -375,6 +384,8 @@ def _scaling(keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -
             raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.yarn_log_multiplier")
         if (magnitude := keys.get("rope.scaling.attn_factor")) is not None:
             said["attention_factor"] = (0.1 * math.log(factor) + 1.0) * magnitude
+        if keys.arch == "gpt-oss":
+            said["truncate"] = False  # as the model was trained; files do not say it
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **said}
     if kind in ("none", "linear"):
         return {"rope_type": "linear", "factor": factor} if factor not in (0.0, 1.0) else None
