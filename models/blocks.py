@@ -12,7 +12,7 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes", "size"]
+__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "feed_forward", "gated", "rope_of", "shapes", "size"]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -335,3 +335,8 @@ def gated(c: Config, gate_up: Any) -> Any:
     width = gate_up.shape[1] // 2
     gate, up = ops.split(gate_up, width, width)
     return ACTIVATIONS[c.activation](gate, up)
+
+
+def feed_forward(c: Config, layer: Any, x: Any) -> Any:
+    """A layer's two matrices of gates and what is up, and the one down."""
+    return ops.linear(gated(c, ops.linear(x, layer.gate_up)), layer.down)

@@ -91,7 +91,7 @@ def tensor_of(stem: str) -> str:
 
 def is_kept(role: str) -> bool:
     """Whether a matrix is not among those that are quantized: embeddings, output, and small ones that decide much."""
-    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".conv"))
+    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".shared_gate", ".conv"))
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,25 @@ def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     return model
 
 
-def hybrid(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A Qwen3.5 without images, its memories long enough to matter."""
-    settings = transformers.Qwen3_5TextConfig(**{**HYBRID, **config})
-    model = randomized(transformers.Qwen3_5ForCausalLM, settings, seed)
+def hybrid(
+    folder: Path, dtype: torch.dtype = torch.float32, *, name: str = "Qwen3_5", seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """A Qwen3.5 without images, or another with its layers, its memories long enough to matter."""
+    kind = "TextConfig" if name.startswith("Qwen3_5") else "Config"  # of these, the whole sees images
+    settings = getattr(transformers, f"{name}{kind}")(**{**HYBRID, **config})
+    model = randomized(getattr(transformers, f"{name}ForCausalLM"), settings, seed)
     remembering(model)
     model.to(dtype).save_pretrained(folder)
     return reference(folder)
+
+
+def stacked(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The same with all experts' matrices in one tensor, as the model has them; Qwen3.5's releases do."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    tensors |= {name: tensor for name, tensor in model.state_dict().items() if ".experts." in name}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return model
 
 
 def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
@@ -197,6 +209,13 @@ def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+SHARED = dict(
+    num_experts=7,
+    num_experts_per_tok=3,
+    moe_intermediate_size=48,
+    shared_expert_intermediate_size=40,
+    eos_token_id=None,
+)
 HYBRID = dict(
     SHAPE,
     head_dim=32,

@@ -79,12 +79,20 @@ ARCHS = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
+    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, gguf.MODEL_ARCH.QWEN2MOE),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        transformers.Qwen3_5MoeForCausalLM,
+        gguf.MODEL_ARCH.QWEN35MOE,
+    ),
+    "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
@@ -138,7 +146,7 @@ def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
     made, architecture, _ = ARCHS[arch]
     model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
-    if arch == "qwen3_5_text":
+    if arch in REMEMBERING:
         remembering(model)
     return model
 
@@ -153,11 +161,13 @@ def write(
     tensors: dict[str, np.ndarray] | None = None,
     split: int = 0,
     rotation: Rotation | None = None,
+    newer: bool = False,
 ) -> Model:
     """Write the model, its matrices in these types by turns; returns it with the weights that were written.
 
     arch: the file's name of the architecture. keys: more of its metadata. tensors: more of them. split: tensors a file.
-    rotation: behind which all matrices lie, but those of gates.
+    rotation: behind which all matrices lie, but those of gates. newer: as converters of 2026 write, experts' gates and
+    what is up in one tensor, and what Qwen3-Next has joined apart.
     """
     config = model.config
     known = ARCHS[config.model_type][2]
@@ -176,12 +186,16 @@ def write(
     for tensor, values in state.items():
         if ".experts." in tensor:
             layer = f"blk.{tensor.split('.')[2]}"
-            for part, some in _experts(tensor, values, config).items():
+            for part, some in _experts(tensor, values, config, newer).items():
                 if tensor.endswith("_bias"):
                     writer.add_tensor(f"{layer}.ffn_{part}_exps.bias", some.contiguous().numpy())
                     continue
                 _write_experts(writer, rng, f"{layer}.ffn_{part}_exps.weight", some, types[turn % len(types)])
                 turn += 1
+            continue
+        if newer and "in_proj_qkvz" in tensor:
+            for name, some in _apart(values, config).items():
+                writer.add_tensor(f"blk.{tensor.split('.')[2]}.{name}.weight", some.numpy())
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -190,6 +204,8 @@ def write(
         stored = values.numpy() if grouped else as_stored(tensor, values.numpy(), config, neighbours)
         stored = rotation.turned(stored) if turns else stored
         type = "F32"
+        single = tensor.endswith("shared_expert_gate.weight")
+        stored = stored[0] if single else stored
         if stored.ndim == 2 and "mlp.gate." not in tensor and "mlp.router." not in tensor and "conv1d" not in tensor:
             type, turn = types[turn % len(types)], turn + 1
         data, read = blocks(rng, stored, type)
@@ -206,6 +222,7 @@ def write(
         if turns:
             rotation.names.append(new)
         read = rotation.turned(read, back=True) if turns else read
+        read = read[None] if single else read
         read = read if grouped else as_stored(tensor, read, config, neighbours, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
@@ -247,14 +264,25 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _experts(tensor: str, values: Any, config: Any) -> dict[str, Any]:
+def _experts(tensor: str, values: Any, config: Any, joined: bool) -> dict[str, Any]:
     """Views of a tensor of all experts: [experts, out, in], or biases [experts, out]; gates and what is up apart."""
     turns = config.model_type == "gpt_oss"
     values = values.swapaxes(1, 2) if turns and values.ndim == 3 else values
     if "gate_up" not in tensor:
         return {"down": values}
+    if joined:
+        return {"gate_up": values}
     halves = (values[:, 0::2], values[:, 1::2]) if turns else values.chunk(2, dim=1)
     return dict(zip(("gate", "up"), halves, strict=True))
+
+
+def _apart(values: Any, config: Any) -> dict[str, Any]:
+    """Rows of q, k and v, and of z, which come by heads of keys."""
+    keys, own = config.linear_num_key_heads, config.linear_key_head_dim
+    rows = values.reshape(keys, -1, values.shape[1])
+    each = (rows.shape[1] - 2 * own) // 2
+    q, k, v, z = (x.reshape(-1, values.shape[1]) for x in rows.split([own, own, each, each], dim=1))
+    return {"attn_qkv": torch.cat([q, k, v]), "attn_gate": z.contiguous()}
 
 
 def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, some: Any, type: str) -> None:
@@ -269,7 +297,8 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    if hasattr(config, "intermediate_size"):
+        writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
@@ -282,8 +311,11 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if config.model_type == "qwen3_5_text":
+    if hasattr(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if config.model_type.startswith("qwen3_5"):
         writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
+    if config.model_type in REMEMBERING:
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
         writer.add_ssm_state_size(config.linear_key_head_dim)
         writer.add_ssm_group_count(config.linear_num_key_heads)
@@ -294,7 +326,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         if config.model_type not in ("mixtral", "olmoe"):
-            width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+            width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
             writer.add_expert_feed_forward_length(width)
     if config.model_type == "gpt_oss":
         writer.add_sliding_window(config.sliding_window)
@@ -311,13 +343,14 @@ def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back
     """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
     if neighbours:
         return permuted(name, values, config, back)
-    if config.model_type.startswith(("gemma", "qwen3_5")) and "norm" in name and "linear_attn" not in name:
+    if config.model_type.startswith(("gemma", *REMEMBERING)) and "norm" in name and "linear_attn" not in name:
         return values - 1 if back else values + 1
     if name.endswith("A_log"):
         values = np.log(-values) if back else -np.exp(values)
     if name.endswith("conv1d.weight"):
         values = values[:, None] if back else values[:, 0]
-    return _tiled(name, values, config, back) if "linear_attn." in name else values
+    tiled = "linear_attn." in name and config.model_type.startswith("qwen3_5")
+    return _tiled(name, values, config, back) if tiled else values
 
 
 def _tiled(name: str, values: np.ndarray, config: Any, back: bool) -> np.ndarray:

@@ -125,6 +125,8 @@ HYBRID = dict(
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
 EXAONE = dict(head_dim=64, num_key_value_heads=2)
 GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
+SHARED = MIXTURE | dict(head_dim=64, shared_expert_intermediate_size=512, initializer_range=0.1)
+NEXT = SHARED | HYBRID | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))
 GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
@@ -171,6 +173,11 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("qwen2", {}, {}),
     "qwen3": ("qwen3", dict(head_dim=128), {}),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, {}),
+    "qwen2 of experts": ("qwen2_moe", SHARED | dict(norm_topk_prob=False), {}),
+    "qwen35 of experts": ("qwen3_5_moe_text", SHARED | HYBRID, {}),
+    "qwen35 of experts, newer": ("qwen3_5_moe_text", SHARED | HYBRID, dict(newer=True)),
+    "qwen3next, of experts": ("qwen3_next", NEXT, {}),
+    "qwen3next, of experts, newer": ("qwen3_next", NEXT, dict(newer=True)),
     "olmoe, of experts": ("olmoe", dict(num_experts=4, num_experts_per_tok=2), {}),
     "phi3": ("phi3", dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)), {}),
     "qwen35": ("qwen3_5_text", HYBRID, {}),
@@ -211,6 +218,9 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
     "olmoe": ("olmoe", dict(num_experts=4, num_experts_per_tok=2, num_key_value_heads=4), ["F16"]),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, ["Q8_0", "Q4_K", "F16"]),
+    "qwen2 of experts": ("qwen2_moe", SHARED | dict(norm_topk_prob=False), ["F16", "Q8_0"]),
+    "qwen35 of experts": ("qwen3_5_moe_text", SHARED | HYBRID, ["F16"]),
+    "qwen3next": ("qwen3_next", NEXT, ["F16"]),
     "phi3": ("phi3", {}, ["Q8_0", "BF16"]),
     "qwen35": ("qwen3_5_text", HYBRID, ["F16", "Q8_0"]),
     "bitnet": ("bitnet", dict(hidden_act="silu", tie_word_embeddings=True), ["F16", "TQ1_0", "TQ2_0"]),

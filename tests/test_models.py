@@ -315,6 +315,30 @@ def _recipes():
         "glm": lambda f: c.dense(f, "Glm", head_dim=16, attention_bias=True),
         "glm4": lambda f: c.dense(f, "Glm4", head_dim=16, attention_bias=True),
         "mixtral": lambda f: c.mixture(f, "Mixtral"),
+        "qwen2-moe": lambda f: c.mixture(f, "Qwen2Moe", **c.SHARED),
+        "qwen2-moe-mixed-bf16": lambda f: c.mixture(
+            f,
+            "Qwen2Moe",
+            torch.bfloat16,
+            **c.SHARED,
+            num_hidden_layers=5,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+        ),
+        "qwen3.5-moe": lambda f: c.hybrid(f, name="Qwen3_5Moe", **c.SHARED),
+        "qwen3.5-moe-stacked": lambda f: c.stacked(f, c.hybrid(f, name="Qwen3_5Moe", **c.SHARED)),
+        "qwen3-next": lambda f: c.hybrid(f, name="Qwen3Next", **c.SHARED),
+        "qwen3-next-mixed": lambda f: c.hybrid(
+            f,
+            name="Qwen3Next",
+            **c.SHARED,
+            mlp_only_layers=[1],
+            linear_num_value_heads=6,
+            norm_topk_prob=False,
+            tie_word_embeddings=True,
+        ),
         "gpt-oss": lambda f: c.gpt_oss(f, num_hidden_layers=3),
         "gpt-oss-tied-bf16": lambda f: c.gpt_oss(
             f, torch.bfloat16, tie_word_embeddings=True, num_key_value_heads=1, intermediate_size=36
@@ -334,6 +358,7 @@ NAMES = [
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
     *["gemma", "glm", "glm4", "mixtral", "gpt-oss", "gpt-oss-tied-bf16"],
+    *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
@@ -367,6 +392,7 @@ GREEDY = [
     "opt",
     "opt-350m",
     "gpt-oss",
+    "qwen3-next",
     "qwen3.5",
     "qwen3.5-wide",
 ]

@@ -57,13 +57,26 @@ def read(path: Path) -> Checkpoint:
     for name, tensor in tensors.items():
         factor = tensors.get(model.factors.get(name, ""))
         if name in model.names and "{}" in model.names[name]:
-            entries |= {model.names[name].format(e): part.entry(model.bitnet) for e, part in enumerate(tensor.parts())}
+            for e, part in enumerate(tensor.parts()):
+                entries |= _of_expert(model.names[name].format(e), part, model.bitnet)
         elif name in model.names:
             entries[model.names[name]] = tensor.entry(model.bitnet, factor)
     config = model.config(lambda name: tensors[name].floats())
     notes = [*model.notes, *prism.rotate(metadata, model.names, entries, config)]
     tokenizer = partial(gguf_tokenizer.files, metadata)
     return Checkpoint(path, "gguf", config, entries, tuple(files), notes=notes, tokenizer_files=tokenizer)
+
+
+def _of_expert(name: str, tensor: Tensor, bitnet: bool) -> dict[str, Entry]:
+    """An expert's tensor; or both, where gates lie above what is up."""
+    if ".gate_up_proj" not in name:
+        return {name: tensor.entry(bitnet)}
+    rows, *rest = tensor.shape
+    if rows % 2:
+        raise CorruptModelError(f"{tensor.name!r:.80}: {rows} rows are not gates and as many others")
+    halves = replace(tensor, shape=(2, rows // 2, *rest)).parts()
+    names = (name.replace(".gate_up_proj", f".{half}_proj") for half in ("gate", "up"))
+    return {own: half.entry(bitnet) for own, half in zip(names, halves, strict=True)}
 
 
 def _parts(path: Path) -> list[Path]:
@@ -262,6 +275,7 @@ class GGUFFile:
         ends = dict(pairwise(begins))
         for name, shape, type_, offset in rows:
             begin = start + offset
+            shape = (1, *shape) if name.endswith(gguf_names.SINGLE_ROW) and len(shape) == 1 else shape
             yield Tensor(self._file, name, shape, type_, begin, ends.get(begin, begin) - begin)
 
 

@@ -41,7 +41,13 @@ LAYER = {
     "ffn_gate_exps": "mlp.experts.{}.gate_proj",  # every expert's, one behind the other
     "ffn_up_exps": "mlp.experts.{}.up_proj",
     "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_up_exps": "mlp.experts.{}.gate_up_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ QWEN35 = {
     "ssm_out": "linear_attn.out_proj",
 }
 QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
+QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
+QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
 ARCHS = {
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
@@ -113,7 +121,10 @@ ARCHS = {
     "smollm3": Arch("smollm3", NEIGHBOURS),
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
+    "qwen2moe": Arch("qwen2_moe", {"norm_topk_prob": False}),
     "qwen35": Arch("qwen3_5_text", QWEN35_AS_STORED, QWEN35),
+    "qwen35moe": Arch("qwen3_5_moe_text", QWEN35_AS_STORED | {"norm_topk_prob": True}, QWEN35),
+    "qwen3next": Arch("qwen3_next", QWEN3NEXT_AS_STORED, QWEN3NEXT),
 }
 MIXTRAL = Arch(  # which files call llama, too
     "mixtral",
@@ -154,9 +165,12 @@ HANDLED = {
     "gpt-oss": {"expert_count"},
     "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
     "olmoe": {"expert_count"},
+    "qwen2moe": {"expert_count"},
     "qwen3moe": {"expert_count"},
+    "qwen3next": {"expert_count", "nextn_predict_layers"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
     "qwen35": {"nextn_predict_layers"},
+    "qwen35moe": {"expert_count", "nextn_predict_layers"},
 }
 SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
 
@@ -274,7 +288,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         "model_type": arch.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.size("block_count") - len(_guessing(keys)),
-        "intermediate_size": keys.size("feed_forward_length"),
+        "intermediate_size": keys.size("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -300,8 +314,10 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _minicpm(keys, config)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
-    if keys.arch == "qwen35":
+    if keys.arch in ("qwen35", "qwen35moe", "qwen3next"):
         config |= _qwen35(keys)
+    if keys.arch == "qwen3next":
+        config["linear_qkvz_by_head"] = any(".ssm_in." in name for name in shapes)  # in files of 2025
     return config
 
 
@@ -319,6 +335,7 @@ def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, A
         "num_experts": keys.size("expert_count"),
         "num_experts_per_tok": keys.size("expert_used_count"),
         "moe_intermediate_size": keys.size("expert_feed_forward_length", config["intermediate_size"]),
+        "shared_expert_intermediate_size": keys.get("expert_shared_feed_forward_length"),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
     }
 
