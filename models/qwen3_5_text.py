@@ -233,7 +233,7 @@ def remember(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     qkv, z = ops.split(_ordered(ops.linear(x, layer.qkvz), c.qkvz_order), c.conv_columns, values)
     b, a = ops.split(_ordered(ops.linear(x, layer.gates), c.gates_order), c.value_heads, c.value_heads)
     weight = np.ascontiguousarray(to_float32(layer.conv.matrix).T)
-    q, k, v = ops.split(ops.short_conv(qkv, weight, state, at=at, taps=c.taps), keys, keys, values)
+    q, k, v = ops.split(ops.short_conv(qkv, weight, state, at=at, taps=c.taps, silu=True), keys, keys, values)
     # Vectors of length 1, by the norm that there is: its mean is of dim squares. Queries are shorter, as in attention.
     unit, eps = np.full(c.key_dim, c.key_dim**-0.5, np.float32), UNIT_EPS / c.key_dim
     q, k = ops.rms_norm(q, unit * unit, eps=eps), ops.rms_norm(k, unit, eps=eps)

@@ -29,6 +29,7 @@ __all__ = [
     "embed",
     "experts",
     "gather",
+    "gelu_tanh",
     "gelu_tanh_mul",
     "hadamard",
     "kv_append",
@@ -121,11 +122,15 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
 
 @op(_like)
 def layer_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
-    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). weight: the two, one after the other."""
-    n = x.shape[1]
-    deviation = x - np.mean(x, axis=1, keepdims=True, dtype=x.dtype)
-    variance = np.mean(deviation * deviation, axis=1, keepdims=True, dtype=x.dtype)
-    return deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), of every run of len(weight) / 2 columns.
+
+    weight: the two, one after the other.
+    """
+    n = len(weight) // 2
+    runs = x.reshape(len(x), -1, n)
+    deviation = runs - np.mean(runs, axis=-1, keepdims=True, dtype=x.dtype)
+    variance = np.mean(deviation * deviation, axis=-1, keepdims=True, dtype=x.dtype)
+    return (deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]).reshape(x.shape)
 
 
 @op(lambda ids, state, **_: [(1, np.int32)])
@@ -402,11 +407,17 @@ def relu2_mul(gate: Array, up: Array) -> Array:
 
 
 @op(_like)
-def gelu_tanh_mul(gate: Array, up: Array) -> Array:
-    """gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
+def gelu_tanh(x: Array) -> Array:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
     with np.errstate(over="ignore"):
-        inner = gate + f32(0.044715) * gate**3
-        return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
+        inner = x + f32(0.044715) * x**3
+        return x / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner))
+
+
+@op(_like)
+def gelu_tanh_mul(gate: Array, up: Array) -> Array:
+    """gelu_tanh(gate) * up."""
+    return gelu_tanh(gate) * up
 
 
 @op(_like)
@@ -505,16 +516,18 @@ def attention(
 
 
 @op(_like, local=False)
-def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int) -> Array:
-    """silu of a causal convolution of each column on its own, over a row and the taps - 1 before it.
+def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int, silu: bool) -> Array:
+    """A causal convolution of each column on its own, over a row and the taps - 1 before it.
 
-    weight: float32 [taps, columns], the row's own tap last. at: where the session remembers the rows before, (taps - 1)
+    weight: float32 [taps, columns], the row's own tap last. silu: whether the result is its silu. at: where the session remembers the rows before, (taps - 1)
     * columns floats.
     """
     before = state.memory.get(at, np.zeros((taps - 1, x.shape[1]), x.dtype))
     rows = np.concatenate([before, x])
     state.memory[at] = rows[len(x) :]
-    y = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    y: Any = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    if not silu:
+        return y
     with np.errstate(over="ignore"):
         return y / (1 + np.exp(-y))
 

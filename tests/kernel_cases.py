@@ -251,9 +251,10 @@ def rms_norm(rng: Rng) -> Iterator[Case]:
 
 @register("layer_norm")
 def layer_norm(rng: Rng) -> Iterator[Case]:
-    for kind, n, cols in grids(rng):
-        x, weight, eps = KINDS[kind](rng, n, cols), normal(rng, 2 * cols), 1e-5
-        y, wide = reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)
+    for i, (kind, n, cols) in enumerate(grids(rng)):
+        heads = i % 3 + 1  # of which each has its norm
+        x, weight, eps = KINDS[kind](rng, n, heads * cols), normal(rng, 2 * cols), 1e-5
+        y, wide = (z.reshape(-1, cols) for z in (reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)))
         # The mean loses a rounding per term of a lane; a deviation that and its own; the variance twice a deviation's,
         # and as many as the mean; y has a part of the deviation's, and of the variance's half.
         terms, variance = (cols / LANES + 8) * EPS, wide.var(axis=1, keepdims=True)
@@ -263,7 +264,8 @@ def layer_norm(rng: Rng) -> Iterator[Case]:
         scaled = np.abs(y - weight[cols:])
         relative = 8 * EPS + spread / (variance + eps)
         bound = lost * scale * np.abs(weight[:cols]) + relative * scaled + 2 * EPS * np.abs(y) + 2 * TINY
-        yield Case(f"{kind} {n} x {cols}", ops.layer_norm, (Rows(x), weight), {"eps": eps}, bound)
+        args = (Rows(x), weight)
+        yield Case(f"{kind} {n} x {heads} x {cols}", ops.layer_norm, args, {"eps": eps}, bound.reshape(x.shape))
 
 
 @register("relu")
@@ -313,18 +315,31 @@ def relu2_mul(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.relu2_mul, (Rows(gate), Rows(up)), bound=bound)
 
 
+@register("gelu_tanh")
+def gelu_tanh(rng: Rng) -> Iterator[Case]:
+    for label, x, _ in gelu_inputs(rng):
+        yield Case(label, ops.gelu_tanh, (Rows(x),), bound=gelu_bound(x, reference(ops.gelu_tanh, x), 1))
+
+
 @register("gelu_tanh_mul")
 def gelu_tanh_mul(rng: Rng) -> Iterator[Case]:
+    for label, gate, up in gelu_inputs(rng):
+        bound = gelu_bound(gate, reference(ops.gelu_tanh_mul, gate, up), np.abs(up))
+        yield Case(label, ops.gelu_tanh_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+def gelu_inputs(rng: Rng) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     edges = np.array([0, -0.0, 0.5, -0.5, 3, -3, 9.9, -9.9, 10.1, -10.1, 1e13, -1e13, 1e-45], f32)
     edges = np.tile(edges, (3, 1))
     for kind, n, cols in [*grids(rng), ("edges", *edges.shape)]:
-        gate = edges if kind == "edges" else KINDS[kind](rng, n, cols)
-        up = normal(rng, n, cols)
-        y, x = reference(ops.gelu_tanh_mul, gate, up), np.abs(gate.astype(float))
-        # As silu_mul, of an exponent that is off by 6 roundings: those are its own size times as much in e^x.
-        exponent = np.minimum(1.6 * (x + 0.0448 * x**3), 89)
-        bound = (8 + 6 * exponent) * EPS * np.abs(y) + 6.1e-39 * x * np.abs(up) + (1 + np.abs(up)) * TINY
-        yield Case(f"{kind} {n} x {cols}", ops.gelu_tanh_mul, (Rows(gate), Rows(up)), bound=bound)
+        yield f"{kind} {n} x {cols}", edges if kind == "edges" else KINDS[kind](rng, n, cols), normal(rng, n, cols)
+
+
+def gelu_bound(x: np.ndarray, y: np.ndarray, times: Any) -> np.ndarray:
+    """As silu_mul, of an exponent that is off by 6 roundings: those are its own size times as much in e^x."""
+    x = np.abs(x.astype(float))
+    exponent = np.minimum(1.6 * (x + 0.0448 * x**3), 89)
+    return (8 + 6 * exponent) * EPS * np.abs(y) + 6.1e-39 * x * times + (1 + times) * TINY
 
 
 @register("soft_cap")
@@ -752,10 +767,11 @@ def short_conv(rng: Rng) -> Iterator[Case]:
         # A rounding for every tap, of which silu makes little more; then its own, as in silu_mul.
         lost = (taps + 1) * (EPS * np.abs(terms).sum(axis=0) + TINY)
         total = terms.sum(axis=0)
-        y = total / (1 + np.exp(-np.maximum(total, -700)))
+        silu = cols % 3 != 1
+        y = total / (1 + np.exp(-np.maximum(total, -700))) if silu else total
         bound = 1.1 * lost + 8 * EPS * np.abs(y) + 6.1e-39 * np.abs(total) + 2 * TINY
         session = Session(pos=pos, memory=before.ravel() if pos else None)
-        attrs = {"at": int(rng.integers(0, 40)), "taps": taps}
+        attrs = {"at": int(rng.integers(0, 40)), "taps": taps, "silu": silu}
         bounds = bound, np.zeros((taps - 1) * cols)
         yield Case(f"{kind} {n} x {cols} at {pos}", ops.short_conv, (Rows(x), weight, session), attrs, bounds)
 
