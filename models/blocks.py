@@ -12,7 +12,19 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "feed_forward", "gated", "rope_of", "shapes", "size"]
+__all__ = [
+    "LLAMA_NAMES",
+    "Config",
+    "Rope",
+    "attend",
+    "factor",
+    "feed_forward",
+    "gated",
+    "rope_of",
+    "shapes",
+    "size",
+    "ungated",
+]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -33,6 +45,10 @@ ACTIVATIONS = {
     "swish": ops.silu_mul,
     "relu2": ops.relu2_mul,
     "gelu_pytorch_tanh": ops.gelu_tanh_mul,
+}
+UNGATED: dict[str, Callable[[Any], Any]] = {
+    "relu2": lambda x: ops.mul(ops.relu(x), ops.relu(x)),
+    "gelu_pytorch_tanh": ops.gelu_tanh,
 }
 
 
@@ -340,3 +356,10 @@ def gated(c: Config, gate_up: Any) -> Any:
 def feed_forward(c: Config, layer: Any, x: Any) -> Any:
     """A layer's two matrices of gates and what is up, and the one down."""
     return ops.linear(gated(c, ops.linear(x, layer.gate_up)), layer.down)
+
+
+def ungated(c: Config, layer: Any, x: Any) -> Any:
+    """A layer's two matrices, an activation between. UnsupportedModelError for one that lutra has with a gate only."""
+    if c.activation not in UNGATED:
+        raise UnsupportedModelError(f"lutra has no {c.activation!r} without a gate", f"it has {', '.join(UNGATED)}")
+    return ops.linear(UNGATED[c.activation](ops.linear(x, layer.up)), layer.down)

@@ -62,12 +62,10 @@ ROWS: dict[type, dict[str, int]] = {
     Nested: {"codes": 0, "scale": 1, "unit": 1},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
-NO_WEIGHTS = (
-    ".bias",
-    ".A_log",
-    ".dt_bias",
-    ".sinks",
-)  # how names end that are whole: others are those of a weight and a bias
+# How roles end of matrices that are kept: they are small and decide much.
+SMALL = (".router", ".gates", ".shared_gate", ".conv", ".q_norm", ".k_norm")
+# How names end that are whole: others are those of a weight and a bias.
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".sinks")
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -90,8 +88,8 @@ def tensor_of(stem: str) -> str:
 
 
 def is_kept(role: str) -> bool:
-    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones that decide much."""
-    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".shared_gate", ".conv"))
+    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones."""
+    return role in ("embed", "head", "positions") or role.endswith(SMALL)
 
 
 @dataclass(frozen=True)

@@ -519,8 +519,8 @@ def attention(
 def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int, silu: bool) -> Array:
     """A causal convolution of each column on its own, over a row and the taps - 1 before it.
 
-    weight: float32 [taps, columns], the row's own tap last. silu: whether the result is its silu. at: where the session remembers the rows before, (taps - 1)
-    * columns floats.
+    weight: float32 [taps, columns], the row's own tap last. silu: whether the result is its silu. at: where the session
+    remembers the rows before, (taps - 1) * columns floats.
     """
     before = state.memory.get(at, np.zeros((taps - 1, x.shape[1]), x.dtype))
     rows = np.concatenate([before, x])

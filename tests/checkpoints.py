@@ -216,6 +216,15 @@ SHARED = dict(
     shared_expert_intermediate_size=40,
     eos_token_id=None,
 )
+GRANITE = dict(
+    embedding_multiplier=12.0,
+    residual_multiplier=0.22,
+    attention_multiplier=0.1,
+    logits_scaling=4.0,
+    num_local_experts=7,
+    num_experts_per_tok=3,
+    initializer_range=0.1,
+)
 HYBRID = dict(
     SHAPE,
     head_dim=32,

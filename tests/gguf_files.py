@@ -63,6 +63,8 @@ ARCHS = {
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "cohere": (transformers.CohereConfig, transformers.CohereForCausalLM, gguf.MODEL_ARCH.COMMAND_R),
+    "cohere2": (transformers.Cohere2Config, transformers.Cohere2ForCausalLM, gguf.MODEL_ARCH.COHERE2),
     "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
     "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM, gguf.MODEL_ARCH.GPT_OSS),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
@@ -86,18 +88,28 @@ ARCHS = {
         gguf.MODEL_ARCH.QWEN35MOE,
     ),
     "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
+    "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
+    "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
+    "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
+    "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
+    "nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM, gguf.MODEL_ARCH.NEMOTRON),
+    "stablelm": (transformers.StableLmConfig, transformers.StableLmForCausalLM, gguf.MODEL_ARCH.STABLELM),
+    "starcoder2": (transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM, gguf.MODEL_ARCH.STARCODER2),
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
-NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+# Files of theirs have RoPE's pairs side by side.
+NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "smollm3")
 REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+PLAIN = ("_norm.", "mlp.gate.", "mlp.router.", "moe.router.", "conv1d", "conv.conv.")  # matrices that stay floats
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
     "dt_bias": "dt_proj.bias",
     "self_attn.sinks": "self_attn.sinks.weight",
+    "moe.router.weight": "moe.router.layer.weight",
 }
 Model = transformers.PreTrainedModel
 
@@ -206,7 +218,7 @@ def write(
         type = "F32"
         single = tensor.endswith("shared_expert_gate.weight")
         stored = stored[0] if single else stored
-        if stored.ndim == 2 and "mlp.gate." not in tensor and "mlp.router." not in tensor and "conv1d" not in tensor:
+        if stored.ndim == 2 and not any(part in tensor for part in PLAIN):
             type, turn = types[turn % len(types)], turn + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor
@@ -300,10 +312,22 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     if hasattr(config, "intermediate_size"):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
+        writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
+    if config.model_type == "lfm2":
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+        kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
+        writer.add_head_count_kv(kv)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+    if config.model_type == "stablelm":
+        writer.add_parallel_residual(config.use_parallel_residual)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
@@ -322,18 +346,20 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
-    if hasattr(config, "num_experts"):
-        writer.add_expert_count(config.num_experts)
+    if count := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        if config.model_type not in ("mixtral", "olmoe"):
+        if config.model_type not in ("mixtral", "olmoe", "granitemoe"):
             width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
             writer.add_expert_feed_forward_length(width)
-    if config.model_type == "gpt_oss":
+    if config.model_type.startswith("cohere"):
+        writer.add_logit_scale(config.logit_scale)
+    if config.model_type in ("gpt_oss", "cohere2"):
         writer.add_sliding_window(config.sliding_window)
-    if config.model_type == "granite":
+    if config.model_type.startswith("granite"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
-        if writer.arch == "granite":
+        if writer.arch.startswith("granite"):
             writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
@@ -343,11 +369,12 @@ def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back
     """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
     if neighbours:
         return permuted(name, values, config, back)
-    if config.model_type.startswith(("gemma", *REMEMBERING)) and "norm" in name and "linear_attn" not in name:
+    from_one = config.model_type.startswith(("gemma", "nemotron", *REMEMBERING)) and "linear_attn" not in name
+    if from_one and name.endswith("norm.weight"):
         return values - 1 if back else values + 1
     if name.endswith("A_log"):
         values = np.log(-values) if back else -np.exp(values)
-    if name.endswith("conv1d.weight"):
+    if name.endswith(("conv1d.weight", "conv.conv.weight")):
         values = values[:, None] if back else values[:, 0]
     tiled = "linear_attn." in name and config.model_type.startswith("qwen3_5")
     return _tiled(name, values, config, back) if tiled else values

@@ -127,6 +127,10 @@ EXAONE = dict(head_dim=64, num_key_value_heads=2)
 GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
 SHARED = MIXTURE | dict(head_dim=64, shared_expert_intermediate_size=512, initializer_range=0.1)
 NEXT = SHARED | HYBRID | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))
+GRANITE_MOE = GRANITE | dict(
+    attention_multiplier=0.1, num_local_experts=4, num_experts_per_tok=2, initializer_range=0.1
+)
+LFM2 = dict(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, initializer_range=0.1)
 GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
@@ -167,6 +171,17 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         dict(keys={"olmo2.attention.sliding_window": 5}),
     ),
     "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), {}),
+    "command-r": ("cohere", dict(logit_scale=0.25, use_qk_norm=True), {}),
+    "cohere2": ("cohere2", dict(num_hidden_layers=4, sliding_window=3), {}),
+    "arcee": ("arcee", {}, {}),
+    "starcoder2": ("starcoder2", {}, {}),
+    "nemotron": ("nemotron", dict(head_dim=64), {}),
+    "stablelm": ("stablelm", {}, {}),
+    "stablelm, parallel": ("stablelm", dict(use_parallel_residual=True, use_qkv_bias=True), {}),
+    "ernie4_5": ("ernie4_5", dict(head_dim=64), {}),
+    "granite, of experts": ("granitemoe", GRANITE_MOE, {}),
+    "lfm2": ("lfm2", LFM2, {}),
+    "internlm2": ("llama", {}, dict(arch="internlm2")),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
@@ -212,6 +227,16 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "olmo2": ("olmo2", dict(num_key_value_heads=4), MIXED),
     "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), DENSE),
     "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), MIXED),
+    "command-r": ("cohere", dict(logit_scale=0.25), MIXED),
+    "cohere2": ("cohere2", dict(num_hidden_layers=4, sliding_window=3), MIXED),
+    "arcee": ("arcee", {}, MIXED),
+    "starcoder2": ("starcoder2", {}, MIXED),
+    "nemotron": ("nemotron", dict(head_dim=64), MIXED),
+    "stablelm": ("stablelm", {}, MIXED),
+    "ernie4_5": ("ernie4_5", dict(head_dim=64), MIXED),
+    "granitemoe": ("granitemoe", GRANITE_MOE, ["F16"]),
+    "lfm2": ("lfm2", LFM2, ["F16", "Q8_0"]),
+    "internlm2": ("llama", {}, MIXED),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
@@ -230,7 +255,7 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    options = {"arch": name} if name == "minicpm" else {}
+    options = {"arch": name} if name in ("minicpm", "internlm2") else {}
     files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:

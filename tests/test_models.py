@@ -343,6 +343,52 @@ def _recipes():
         "gpt-oss-tied-bf16": lambda f: c.gpt_oss(
             f, torch.bfloat16, tie_word_embeddings=True, num_key_value_heads=1, intermediate_size=36
         ),
+        "cohere": lambda f: c.dense(f, "Cohere"),
+        "cohere-norms-bf16": lambda f: c.dense(
+            f, "Cohere", torch.bfloat16, use_qk_norm=True, attention_bias=True, tie_word_embeddings=False
+        ),
+        "cohere2": lambda f: c.dense(f, "Cohere2", num_hidden_layers=5, sliding_window=5),
+        "cohere2-listed": lambda f: c.dense(
+            f,
+            "Cohere2",
+            sliding_window=3,
+            num_key_value_heads=1,
+            layer_types=["full_attention", "sliding_attention"],
+        ),
+        "arcee": lambda f: c.dense(f, "Arcee"),
+        "arcee-bias-bf16": lambda f: c.dense(
+            f, "Arcee", torch.bfloat16, mlp_bias=True, attention_bias=True, head_dim=24, tie_word_embeddings=True
+        ),
+        "starcoder2": lambda f: c.dense(f, "Starcoder2"),
+        "starcoder2-window-bf16": lambda f: c.dense(
+            f, "Starcoder2", torch.bfloat16, use_bias=False, sliding_window=5, tie_word_embeddings=False
+        ),
+        "nemotron": lambda f: c.dense(f, "Nemotron", head_dim=24),
+        "nemotron-bias-bf16": lambda f: c.dense(f, "Nemotron", torch.bfloat16, mlp_bias=True, attention_bias=True),
+        "stablelm": lambda f: c.dense(f, "StableLm", tie_word_embeddings=True),
+        "stablelm-parallel-bf16": lambda f: c.dense(
+            f, "StableLm", torch.bfloat16, use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
+        ),
+        "ernie4.5": lambda f: c.dense(f, "Ernie4_5"),
+        "ernie4.5-bias": lambda f: c.dense(f, "Ernie4_5", use_bias=True, head_dim=24, tie_word_embeddings=False),
+        "granite-moe": lambda f: c.dense(f, "GraniteMoe", **c.GRANITE),
+        "granite-moe-tied-bf16": lambda f: c.dense(
+            f, "GraniteMoe", torch.bfloat16, **c.GRANITE | dict(num_experts_per_tok=1, tie_word_embeddings=True)
+        ),
+        "lfm2": lambda f: c.dense(
+            f, "Lfm2", initializer_range=0.1, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"]
+        ),
+        "lfm2-untied-bf16": lambda f: c.dense(
+            f,
+            "Lfm2",
+            torch.bfloat16,
+            initializer_range=0.1,
+            num_hidden_layers=5,
+            full_attn_idxs=[0, 2],
+            conv_L_cache=4,
+            block_auto_adjust_ff_dim=False,
+            tie_word_embeddings=False,
+        ),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -358,6 +404,9 @@ NAMES = [
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
     *["gemma", "glm", "glm4", "mixtral", "gpt-oss", "gpt-oss-tied-bf16"],
+    *["cohere", "cohere-norms-bf16", "cohere2", "cohere2-listed", "arcee", "arcee-bias-bf16"],
+    *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
+    *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
@@ -393,6 +442,7 @@ GREEDY = [
     "opt-350m",
     "gpt-oss",
     "qwen3-next",
+    "lfm2",
     "qwen3.5",
     "qwen3.5-wide",
 ]

@@ -1,7 +1,8 @@
 """Mixtures with all experts' matrices in one tensor, as gpt-oss and Qwen3.5 have them: each becomes one by itself.
 
 ``X.experts.gate_up_proj`` and ``X.experts.down_proj`` are float [experts, out, in], gates above what is up. gpt-oss has
-[experts, in, out], where gates and what is up come by turns, and beside them ``.._bias`` [experts, out].
+[experts, in, out], where gates and what is up come by turns, and beside them ``.._bias`` [experts, out]. Granite's are
+called ``X.input_linear.weight`` and ``X.output_linear.weight``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lutra.runtime.formats import Matrix
 __all__ = ["put_experts", "split_experts", "stacks_of"]
 
 STACK = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(|_bias|_blocks|_scales)")
+GRANITE = {"input_linear.weight": "experts.gate_up_proj", "output_linear.weight": "experts.down_proj"}
 
 
 def stacks_of(source: Source, ending: str) -> Iterator[tuple[str, str, Entry]]:
@@ -34,6 +36,10 @@ def stacks_of(source: Source, ending: str) -> Iterator[tuple[str, str, Entry]]:
 def split_experts(source: Source) -> None:
     """Turn stacks of float matrices, and of biases, into an entry for each of an expert's."""
     turned = _by_turns(source)
+    for name in [name for name, entry in source.entries.items() if len(entry.shape) == 3]:
+        stem, _, own = name.rpartition("block_sparse_moe.")
+        if own in GRANITE:
+            source.entries[f"{stem}block_sparse_moe.{GRANITE[own]}"] = source.entries.pop(name)
     for stem, part, entry in stacks_of(source, ""):
         _require_floats(stem, part, entry, 3)
         _, rows, cols = entry.shape if not turned else (entry.shape[0], *entry.shape[:0:-1])

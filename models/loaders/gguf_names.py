@@ -21,7 +21,12 @@ __all__ = ["Model", "model_of"]
 Metadata = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {
+    "token_embd": "model.embed_tokens",
+    "token_embd_norm": "model.embedding_norm",  # of LFM2, and its last one
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -82,10 +87,27 @@ QWEN35 = {
 QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
 QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
 QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
+LFM2 = {
+    "attn_norm": "operator_norm",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "attn_output": "self_attn.out_proj",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
 ARCHS = {
+    "arcee": Arch("arcee", NEIGHBOURS),
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "command-r": Arch("cohere"),
+    "cohere2": Arch("cohere2"),
+    "ernie4_5": Arch("ernie4_5"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
     "glm4": Arch(
         "glm4",
@@ -104,11 +126,26 @@ ARCHS = {
         },
     ),
     "granite": Arch("granite", NEIGHBOURS),
+    "granitemoe": Arch(
+        "granitemoe",
+        NEIGHBOURS,
+        {
+            "ffn_gate_inp": f"{MOE}.router.layer",
+            "ffn_gate_exps": f"{MOE}.experts.{{}}.gate_proj",
+            "ffn_up_exps": f"{MOE}.experts.{{}}.up_proj",
+            "ffn_down_exps": f"{MOE}.experts.{{}}.down_proj",
+        },
+    ),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
         layer={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     ),
+    "internlm2": Arch("llama", NEIGHBOURS),
+    "lfm2": Arch("lfm2", {"block_auto_adjust_ff_dim": False}, LFM2),
     "llama": Arch("llama", NEIGHBOURS),
+    "nemotron": Arch("nemotron", {"norm_offset": 0}),
+    "stablelm": Arch("stablelm"),
+    "starcoder2": Arch("starcoder2", layer={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
@@ -158,12 +195,17 @@ CHANGING = {
     "pooling_type": 0,
     "nextn_predict_layers": 0,
 }
+GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "command-r": {"logit_scale"},
+    "cohere2": {"logit_scale"},
     "llama": {"expert_count"},
     "gpt-oss": {"expert_count"},
-    "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
+    "granite": GRANITE,
+    "granitemoe": GRANITE | {"expert_count"},
+    "stablelm": {"use_parallel_residual"},
     "olmoe": {"expert_count"},
     "qwen2moe": {"expert_count"},
     "qwen3moe": {"expert_count"},
@@ -283,17 +325,21 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     head_dim = keys.size("attention.key_length", hidden // heads)
     if keys.size("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
-    turning = keys.size("rope.dimension_count", head_dim)
+    turning, layer_eps = keys.size("rope.dimension_count", head_dim), keys.get("attention.layer_norm_epsilon")
+    kinds = _convolving(keys) if keys.arch == "lfm2" else {}
+    kv_heads = kinds.pop("num_key_value_heads", None) or keys.size("attention.head_count_kv", heads)
     config = {
         "model_type": arch.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.size("block_count") - len(_guessing(keys)),
         "intermediate_size": keys.size("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.size("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": keys.size("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", layer_eps),
+        "layer_norm_eps": layer_eps,
+        "use_parallel_residual": keys.get("use_parallel_residual", False),
         "vocab_size": shapes.get("token_embd.weight", (0,))[0] or keys.size("vocab_size"),
         "rope_theta": float(keys.number("rope.freq_base", 10000.0)),
         "partial_rotary_factor": turning / head_dim,
@@ -303,15 +349,19 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         "torch_dtype": "float32",
         **arch.config,
         **_pattern(keys),
+        **kinds,
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
     if keys.get("expert_count"):
         config |= _mixture(keys, shapes, config)
-    if keys.arch == "granite":
+    if keys.arch in ("granite", "granitemoe"):
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if keys.arch in ("command-r", "cohere2"):
+        config["logit_scale"] = keys.number("logit_scale", 0.0) or 1.0
+        config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
     if keys.arch in ("qwen35", "qwen35moe", "qwen3next"):
@@ -327,6 +377,19 @@ def _pattern(keys: _Keys) -> dict[str, Any]:
     if isinstance(pattern, np.ndarray):
         return {"layer_types": ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]}
     return {} if pattern is None else {"sliding_window_pattern": pattern}
+
+
+def _convolving(keys: _Keys) -> dict[str, Any]:
+    """LFM2's layers: those without heads of keys convolve."""
+    heads = keys.get("attention.head_count_kv")
+    if not isinstance(heads, np.ndarray) or not (heads[heads > 0] == heads.max()).all() or heads.max() < 1:
+        raise CorruptModelError(f"the file says {keys.arch}.attention.head_count_kv is {heads!r:.80}")
+    return {
+        "num_key_value_heads": int(heads.max()),
+        "layer_types": ["full_attention" if each else "conv" for each in heads.tolist()],
+        "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "conv_L_cache": keys.size("shortconv.l_cache"),
+    }
 
 
 def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, Any]:
