@@ -182,6 +182,8 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "granite, of experts": ("granitemoe", GRANITE_MOE, {}),
     "lfm2": ("lfm2", LFM2, {}),
     "internlm2": ("llama", {}, dict(arch="internlm2")),
+    "exaone": ("llama", {}, dict(arch="exaone")),
+    "qwen3vl": ("qwen3", dict(head_dim=128), dict(arch="qwen3vl")),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
@@ -237,6 +239,10 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "granitemoe": ("granitemoe", GRANITE_MOE, ["F16"]),
     "lfm2": ("lfm2", LFM2, ["F16", "Q8_0"]),
     "internlm2": ("llama", {}, MIXED),
+    "exaone": ("llama", {}, MIXED),
+    "qwen2vl": ("qwen2", {}, MIXED),
+    "qwen3vl": ("qwen3", dict(head_dim=128), MIXED),
+    "qwen3vlmoe": ("qwen3_moe", MIXTURE, ["F16"]),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
@@ -252,10 +258,14 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 }
 
 
+OTHER_NAMES = ("minicpm", "internlm2", "exaone", "qwen2vl", "qwen3vl", "qwen3vlmoe")  # than their models'
+
+
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    options = {"arch": name} if name in ("minicpm", "internlm2") else {}
+    seeing = {"keys": {f"{name}.rope.dimension_sections": [24, 20, 20, 0]}} if "vl" in name else {}
+    options = ({"arch": name} if name in OTHER_NAMES else {}) | seeing
     files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:

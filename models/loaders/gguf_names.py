@@ -108,6 +108,7 @@ ARCHS = {
     "command-r": Arch("cohere"),
     "cohere2": Arch("cohere2"),
     "ernie4_5": Arch("ernie4_5"),
+    "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
     "glm4": Arch(
         "glm4",
@@ -158,6 +159,9 @@ ARCHS = {
     "smollm3": Arch("smollm3", NEIGHBOURS),
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
+    "qwen2vl": Arch("qwen2"),  # of those that see, the text part
+    "qwen3vl": Arch("qwen3"),
+    "qwen3vlmoe": Arch("qwen3_moe", {"norm_topk_prob": True}),
     "qwen2moe": Arch("qwen2_moe", {"norm_topk_prob": False}),
     "qwen35": Arch("qwen3_5_text", QWEN35_AS_STORED, QWEN35),
     "qwen35moe": Arch("qwen3_5_moe_text", QWEN35_AS_STORED | {"norm_topk_prob": True}, QWEN35),
@@ -209,6 +213,7 @@ HANDLED = {
     "olmoe": {"expert_count"},
     "qwen2moe": {"expert_count"},
     "qwen3moe": {"expert_count"},
+    "qwen3vlmoe": {"expert_count"},
     "qwen3next": {"expert_count", "nextn_predict_layers"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
     "qwen35": {"nextn_predict_layers"},
