@@ -24,6 +24,7 @@ __all__ = [
     "shapes",
     "size",
     "ungated",
+    "yarn_magnitude",
 ]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
@@ -255,14 +256,18 @@ def _yarn_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
 
 
 def _yarn_magnitude(scaling: dict[str, Any], factor: float) -> float:
-    def of(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return of(float(scaling["mscale"])) / of(float(scaling["mscale_all_dim"]))
-    return of(1.0)
+        return yarn_magnitude(factor, float(scaling["mscale"])) / yarn_magnitude(
+            factor, float(scaling["mscale_all_dim"])
+        )
+    return yarn_magnitude(factor)
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by when contexts grow by a factor (Peng et al. 2023, 3.4)."""
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str, Any]) -> Rope:

@@ -216,6 +216,22 @@ SHARED = dict(
     shared_expert_intermediate_size=40,
     eos_token_id=None,
 )
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=40,
+    q_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    n_routed_experts=7,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    moe_intermediate_size=48,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    routed_scaling_factor=2.0,
+    initializer_range=0.1,
+)
 GRANITE = dict(
     embedding_multiplier=12.0,
     residual_multiplier=0.22,

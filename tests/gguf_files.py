@@ -89,6 +89,7 @@ ARCHS = {
     ),
     "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
     "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
+    "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
     "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
     "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
     "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
@@ -185,7 +186,7 @@ def write(
     known = ARCHS[config.model_type][2]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
-    _metadata(writer, config)
+    _metadata(writer, config, newer=newer)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
 
     def add(keys: dict[str, Any]) -> None:
@@ -204,6 +205,15 @@ def write(
                     continue
                 _write_experts(writer, rng, f"{layer}.ffn_{part}_exps.weight", some, types[turn % len(types)])
                 turn += 1
+            continue
+        if newer and "kv_b_proj" in tensor:
+            layer, heads = (
+                f"blk.{tensor.split('.')[2]}",
+                values.reshape(config.num_attention_heads, -1, values.shape[1]),
+            )
+            k, v = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+            writer.add_tensor(f"{layer}.attn_k_b.weight", k.swapaxes(1, 2).contiguous().numpy())
+            writer.add_tensor(f"{layer}.attn_v_b.weight", v.contiguous().numpy())
             continue
         if newer and "in_proj_qkvz" in tensor:
             for name, some in _apart(values, config).items():
@@ -304,7 +314,7 @@ def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str,
     some.copy_(torch.from_numpy(read).reshape(some.shape))
 
 
-def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> None:
+def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, newer: bool = False) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -312,8 +322,11 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
     if hasattr(config, "intermediate_size"):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    if config.model_type == "deepseek_v2":
+        _latent(writer, config, newer)
+    else:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
@@ -324,7 +337,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_shortconv_l_cache(config.conv_L_cache)
         kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
         writer.add_head_count_kv(kv)
-    else:
+    elif config.model_type != "deepseek_v2":
         writer.add_head_count_kv(config.num_key_value_heads)
     if config.model_type == "stablelm":
         writer.add_parallel_residual(config.use_parallel_residual)
@@ -335,6 +348,8 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "mscale_all_dim" in rope:
+            writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
     if hasattr(config, "shared_expert_intermediate_size"):
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if config.model_type.startswith("qwen3_5"):
@@ -363,6 +378,23 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> 
             writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
+
+
+def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
+    """What files say of DeepSeek's attention; newer ones, as of one whose heads share short keys and values."""
+    keys, values = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    writer.add_head_count_kv(1 if newer else config.num_attention_heads)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim if newer else keys)
+    writer.add_value_length(config.kv_lora_rank if newer else values)
+    if newer:
+        writer.add_key_length_mla(keys)
+        writer.add_value_length_mla(values)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
 
 
 def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:

@@ -197,6 +197,8 @@ def take_columns(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
         x, order = KINDS[kind](rng, n, cols), rng.permutation(cols).astype(np.int32)
         yield Case(f"{kind} {n} x {cols}", ops.take_columns, (Rows(x), order))
+        some = rng.integers(-1, cols, cols // 2 + 3).astype(np.int32)  # more than once, or not at all
+        yield Case(f"some of {kind} {n} x {cols}", ops.take_columns, (Rows(x), some))
 
 
 @register("concat")

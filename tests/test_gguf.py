@@ -131,6 +131,28 @@ GRANITE_MOE = GRANITE | dict(
     attention_multiplier=0.1, num_local_experts=4, num_experts_per_tok=2, initializer_range=0.1
 )
 LFM2 = dict(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, initializer_range=0.1)
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=256,
+    q_lora_rank=256,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=64,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=2,
+    moe_intermediate_size=256,
+    first_k_dense_replace=1,
+    initializer_range=0.1,
+)
+DEEPSEEK_YARN = dict(
+    rope_type="yarn",
+    rope_theta=1e4,
+    factor=8.0,
+    mscale=0.707,
+    mscale_all_dim=0.707,
+    original_max_position_embeddings=64,
+)
 GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
@@ -181,6 +203,12 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", dict(head_dim=64), {}),
     "granite, of experts": ("granitemoe", GRANITE_MOE, {}),
     "lfm2": ("lfm2", LFM2, {}),
+    "deepseek2, of experts": ("deepseek_v2", LATENT | dict(q_lora_rank=None, routed_scaling_factor=2.0), {}),
+    "deepseek2, of experts, newer": (
+        "deepseek_v2",
+        LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
+        dict(newer=True),
+    ),
     "internlm2": ("llama", {}, dict(arch="internlm2")),
     "exaone": ("llama", {}, dict(arch="exaone")),
     "qwen3vl": ("qwen3", dict(head_dim=128), dict(arch="qwen3vl")),
@@ -238,6 +266,11 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "ernie4_5": ("ernie4_5", dict(head_dim=64), MIXED),
     "granitemoe": ("granitemoe", GRANITE_MOE, ["F16"]),
     "lfm2": ("lfm2", LFM2, ["F16", "Q8_0"]),
+    "deepseek2": (
+        "deepseek_v2",
+        LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
+        ["F16"],
+    ),
     "internlm2": ("llama", {}, MIXED),
     "exaone": ("llama", {}, MIXED),
     "qwen2vl": ("qwen2", {}, MIXED),

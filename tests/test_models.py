@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from lutra import native
-from lutra.models import ministral3
+from lutra.models import deepseek_v2, lfm2, ministral3
 from lutra.runtime import formats
 from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
@@ -81,7 +81,8 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     with tiny.model(arch) as m:
         last = next(role for role in ("layers.1.down", "layers.1.experts_down") if role in m.weights)
         norm = next(role for role in ("layers.0.attn_norm", "layers.0.attn_out_norm") if role in m.weights)
-        for role in {"embed", "layers.1.qkv", norm, last}:
+        first = next(role for role in ("layers.1.qkv", "layers.1.kv_a") if role in m.weights)
+        for role in {"embed", first, norm, last}:
             wrong = m.weights[role]
             if isinstance(wrong, Packed):
                 *_, rows, cols = wrong.shape
@@ -128,6 +129,36 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
 def test_configurations_that_make_no_model(change, error):
     with pytest.raises(error):
         ARCHITECTURES[0].Config.read(ARCHITECTURES[0].TINY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"topk_method": "group_limited_greedy"}, UnsupportedModelError),
+        ({"scoring_func": "sigmoid"}, UnsupportedModelError),
+        ({"v_head_dim": 40}, UnsupportedModelError),
+        ({"kv_lora_rank": 0}, CorruptModelError),
+        ({"qk_rope_head_dim": 7}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_deepseek(change, error):
+    with pytest.raises(error):
+        deepseek_v2.Config.read(deepseek_v2.TINY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"conv_bias": True}, UnsupportedModelError),
+        ({"layer_types": None}, CorruptModelError),
+        ({"layer_types": ["conv", 3, "conv"]}, CorruptModelError),
+        ({"conv_L_cache": 0}, CorruptModelError),
+        ({"block_auto_adjust_ff_dim": True, "block_multiple_of": 0}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_lfm2(change, error):
+    with pytest.raises(error):
+        lfm2.Config.read(lfm2.TINY | change)
 
 
 # ---- against transformers
@@ -389,6 +420,27 @@ def _recipes():
             block_auto_adjust_ff_dim=False,
             tie_word_embeddings=False,
         ),
+        "deepseek-v2": lambda f: c.dense(f, "DeepseekV2", **c.LATENT),
+        "deepseek-v2-yarn-bf16": lambda f: c.dense(
+            f,
+            "DeepseekV2",
+            torch.bfloat16,
+            **c.LATENT
+            | dict(
+                q_lora_rank=None,
+                v_head_dim=24,
+                tie_word_embeddings=True,
+                max_position_embeddings=512,
+                rope_parameters={
+                    "rope_type": "yarn",
+                    "rope_theta": 10000.0,
+                    "factor": 8.0,
+                    "mscale": 0.707,
+                    "mscale_all_dim": 0.707,
+                    "original_max_position_embeddings": 64,
+                },
+            ),
+        ),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -407,6 +459,7 @@ NAMES = [
     *["cohere", "cohere-norms-bf16", "cohere2", "cohere2-listed", "arcee", "arcee-bias-bf16"],
     *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
     *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
+    *["deepseek-v2", "deepseek-v2-yarn-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
@@ -443,6 +496,7 @@ GREEDY = [
     "gpt-oss",
     "qwen3-next",
     "lfm2",
+    "deepseek-v2",
     "qwen3.5",
     "qwen3.5-wide",
 ]

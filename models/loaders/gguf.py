@@ -59,12 +59,34 @@ def read(path: Path) -> Checkpoint:
         if name in model.names and "{}" in model.names[name]:
             for e, part in enumerate(tensor.parts()):
                 entries |= _of_expert(model.names[name].format(e), part, model.bitnet)
+        elif name.endswith(gguf_names.APART):
+            entries |= _keys_and_values(tensors, name.rpartition(".attn_")[0])
         elif name in model.names:
             entries[model.names[name]] = tensor.entry(model.bitnet, factor)
     config = model.config(lambda name: tensors[name].floats())
     notes = [*model.notes, *prism.rotate(metadata, model.names, entries, config)]
     tokenizer = partial(gguf_tokenizer.files, metadata)
     return Checkpoint(path, "gguf", config, entries, tuple(files), notes=notes, tokenizer_files=tokenizer)
+
+
+def _keys_and_values(tensors: dict[str, Tensor], layer: str) -> dict[str, Entry]:
+    """DeepSeek's kv_b_proj, whose rows for keys files of 2025 have apart, and transposed; nothing if it is there, too.
+
+    Keys [heads, rank, columns], values [heads, columns, rank]. As floats: blocks lie along the other dimension.
+    """
+    keys, values = (tensors.get(f"{layer}.attn_{x}_b.weight") for x in "kv")
+    if f"{layer}.attn_kv_b.weight" in tensors:
+        return {}
+    if keys is None or values is None or len(keys.shape) != 3 or keys.shape[:2] != values.shape[::2]:
+        raise CorruptModelError(f"{layer!r:.80} has keys and values that do not fit together", "Download it again.")
+    (heads, rank, columns), more = keys.shape, values.shape[1]
+
+    def read() -> np.ndarray:
+        each = ([to_float32(part.entry(False).read()) for part in whole.parts()] for whole in (keys, values))
+        return np.concatenate([part for k, v in zip(*each, strict=True) for part in (k.T, v)])
+
+    name = f"model.layers.{layer.rpartition('.')[2]}.self_attn.kv_b_proj.weight"
+    return {name: Entry("F32", (heads * (columns + more), rank), read)}
 
 
 def _of_expert(name: str, tensor: Tensor, bitnet: bool) -> dict[str, Entry]:

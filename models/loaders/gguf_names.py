@@ -52,6 +52,7 @@ LAYER = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+APART = (".attn_k_b.weight", ".attn_v_b.weight")  # which make one matrix
 SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 
 
@@ -87,6 +88,16 @@ QWEN35 = {
 QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
 QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
 QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
+SHARED = "mlp.shared_experts"
+DEEPSEEK2 = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
+}
 LFM2 = {
     "attn_norm": "operator_norm",
     "attn_q_norm": "self_attn.q_layernorm",
@@ -107,6 +118,7 @@ ARCHS = {
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
     "command-r": Arch("cohere"),
     "cohere2": Arch("cohere2"),
+    "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
     "ernie4_5": Arch("ernie4_5"),
     "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
@@ -184,6 +196,7 @@ CHANGING = {
     "expert_count": 0,
     "expert_shared_count": 0,
     "expert_weights_scale": 0.0,
+    "expert_weights_norm": False,
     "expert_gating_func": 1,  # softmax
     "use_parallel_residual": False,
     "attention.causal": True,
@@ -203,6 +216,7 @@ GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "deepseek2": {"expert_count", "expert_shared_count", "expert_weights_scale"},
     "command-r": {"logit_scale"},
     "cohere2": {"logit_scale"},
     "llama": {"expert_count"},
@@ -327,8 +341,9 @@ def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
 
 def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -> dict[str, Any]:
     hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
-    head_dim = keys.size("attention.key_length", hidden // heads)
-    if keys.size("attention.value_length", head_dim) != head_dim:
+    head_dim = keys.size("attention.key_length_mla", keys.get("attention.key_length", hidden // heads))
+    value_dim = keys.size("attention.value_length_mla", keys.get("attention.value_length", head_dim))
+    if value_dim != head_dim and keys.arch != "deepseek2":
         raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
     turning, layer_eps = keys.size("rope.dimension_count", head_dim), keys.get("attention.layer_norm_epsilon")
     kinds = _convolving(keys) if keys.arch == "lfm2" else {}
@@ -364,6 +379,8 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if keys.arch == "deepseek2":
+        config |= _deepseek(keys, head_dim, value_dim, turning)
     if keys.arch in ("command-r", "cohere2"):
         config["logit_scale"] = keys.number("logit_scale", 0.0) or 1.0
         config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
@@ -382,6 +399,21 @@ def _pattern(keys: _Keys) -> dict[str, Any]:
     if isinstance(pattern, np.ndarray):
         return {"layer_types": ["sliding_attention" if each else "full_attention" for each in pattern.tolist()]}
     return {} if pattern is None else {"sliding_window_pattern": pattern}
+
+
+def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[str, Any]:
+    return {
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys.size("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": head_dim - turning,
+        "v_head_dim": value_dim,
+        "n_routed_experts": keys.size("expert_count"),
+        "n_shared_experts": keys.get("expert_shared_count"),
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
+        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+    }
 
 
 def _convolving(keys: _Keys) -> dict[str, Any]:
@@ -465,7 +497,10 @@ def _scaling(keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -
     factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "yarn":
         said = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
-        if keys.get("rope.scaling.yarn_log_multiplier"):
+        weight = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
+        if weight and keys.arch == "deepseek2":
+            said |= {"mscale": weight, "mscale_all_dim": weight}
+        elif weight:
             raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.yarn_log_multiplier")
         if (magnitude := keys.get("rope.scaling.attn_factor")) is not None:
             said["attention_factor"] = (0.1 * math.log(factor) + 1.0) * magnitude
