@@ -441,6 +441,9 @@ def _recipes():
                 },
             ),
         ),
+        "qwen3-vl": lambda f: c.qwen_with_images(f, "Qwen3VL"),
+        "qwen2.5-vl": lambda f: c.qwen_with_images(f, "Qwen2_5_VL"),
+        "qwen2.5-vl-flat": lambda f: c.qwen_with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -459,7 +462,7 @@ NAMES = [
     *["cohere", "cohere-norms-bf16", "cohere2", "cohere2-listed", "arcee", "arcee-bias-bf16"],
     *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
     *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
-    *["deepseek-v2", "deepseek-v2-yarn-bf16"],
+    *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen3-vl", "qwen2.5-vl", "qwen2.5-vl-flat"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
