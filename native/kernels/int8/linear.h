@@ -204,8 +204,7 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
         for (int b = 0; b < TILE_BLOCKS; b++) grids[b] = parts[n].grids[b];
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++) {
-            const float scale = act_of(op, act_scale, 2, t, group);
-            const float sum = act_of(op, act_sum, 3, t, group);
+            const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
 #pragma GCC unroll 2
             for (int b = 0; b < TILE_BLOCKS; b++)
                 if (few) now[t][b] = add_group(now[t][b], sums[at + t][b], grids[b], scale, sum);

@@ -12,27 +12,6 @@ LT_INLINE void finish_panel(uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t step
 #endif
 }
 
-/* Where rows `stride` apart lie, every third: one register more reaches the two behind each. Left to itself the compiler
- * keeps an address for each, and most of them in memory. */
-typedef struct {
-    const char *at[32 / 3 + 1];
-} rows_at;
-LT_INLINE void rows_move(rows_at *rows, int count, int64_t by) {
-#pragma GCC unroll 11
-    for (int i = 0; i < (count + 2) / 3; i++) {
-        rows->at[i] += by;
-        __asm__("" : "+r"(rows->at[i]));
-    }
-}
-LT_INLINE rows_at rows_from(const void *first, int64_t stride, int count) {
-    rows_at rows;
-#pragma GCC unroll 11
-    for (int i = 0; i < (count + 2) / 3; i++) rows.at[i] = (const char *)first + 3 * i * stride;
-    rows_move(&rows, count, 0);
-    return rows;
-}
-LT_INLINE const char *row_at(const rows_at *rows, int64_t stride, int i) { return rows->at[i / 3] + i % 3 * stride; }
-
 #if SPAN > 1
 /* SPAN steps of a panel times `tokens` tokens. */
 LT_INLINE void tile_span(const uint8_t weights[][TILE_BLOCKS][VECTOR], const int8_t *codes, int64_t stride, int tokens,
@@ -69,18 +48,26 @@ LT_INLINE void tile_steps(const uint8_t weights[][TILE_BLOCKS][VECTOR], int32_t 
 #if SPAN > 1
     for (int32_t s = 0; s < steps; s += SPAN) tile_span(weights + s, codes + s * STEP, stride, tokens, sums);
 #else
-    rows_at rows = rows_from(codes, stride, tokens);
+    /* Every third row: one register more reaches the two behind it. Left to itself the compiler keeps an address for each,
+     * and most of them in memory. */
+    const int8_t *row[TILE_TOKENS / 3 + 1];
+#pragma GCC unroll 5
+    for (int i = 0; i < (tokens + 2) / 3; i++) row[i] = codes + 3 * i * stride;
     for (int32_t s = 0; s < steps; s++) {
         u8x64 w[TILE_BLOCKS];
 #pragma GCC unroll 2
         for (int b = 0; b < TILE_BLOCKS; b++) w[b] = u8load(weights[s][b]);
 #pragma GCC unroll 12
         for (int t = 0; t < tokens; t++) {
-            const i8x4 a = i8load4((const int8_t *)row_at(&rows, stride, t));
+            const i8x4 a = i8load4(row[t / 3] + t % 3 * stride);
 #pragma GCC unroll 2
             for (int b = 0; b < TILE_BLOCKS; b++) sums[t][b] = dot4(sums[t][b], w[b], a);
         }
-        rows_move(&rows, tokens, STEP);
+#pragma GCC unroll 5
+        for (int i = 0; i < (tokens + 2) / 3; i++) {
+            row[i] += STEP;
+            __asm__("" : "+r"(row[i]));
+        }
     }
 #endif
 #if PAIRED
