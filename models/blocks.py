@@ -12,7 +12,20 @@ import numpy as np
 from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
-__all__ = ["LLAMA_NAMES", "Config", "Rope", "attend", "factor", "gated", "rope_of", "shapes", "size"]
+__all__ = [
+    "LLAMA_NAMES",
+    "Config",
+    "Rope",
+    "attend",
+    "factor",
+    "feed_forward",
+    "gated",
+    "rope_of",
+    "shapes",
+    "size",
+    "ungated",
+    "yarn_magnitude",
+]
 
 # Role -> the checkpoint tensors whose rows make it up. {} is the layer.
 LLAMA_NAMES: dict[str, tuple[str, ...]] = {
@@ -33,6 +46,10 @@ ACTIVATIONS = {
     "swish": ops.silu_mul,
     "relu2": ops.relu2_mul,
     "gelu_pytorch_tanh": ops.gelu_tanh_mul,
+}
+UNGATED: dict[str, Callable[[Any], Any]] = {
+    "relu2": lambda x: ops.mul(ops.relu(x), ops.relu(x)),
+    "gelu_pytorch_tanh": ops.gelu_tanh,
 }
 
 
@@ -239,14 +256,18 @@ def _yarn_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str,
 
 
 def _yarn_magnitude(scaling: dict[str, Any], factor: float) -> float:
-    def of(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return of(float(scaling["mscale"])) / of(float(scaling["mscale_all_dim"]))
-    return of(1.0)
+        return yarn_magnitude(factor, float(scaling["mscale"])) / yarn_magnitude(
+            factor, float(scaling["mscale_all_dim"])
+        )
+    return yarn_magnitude(factor)
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by when contexts grow by a factor (Peng et al. 2023, 3.4)."""
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _long_rope(frequency: np.ndarray, scaling: dict[str, Any], config: dict[str, Any]) -> Rope:
@@ -279,6 +300,7 @@ _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] 
     "default": lambda frequency, scaling, config: Rope(frequency),
     "dynamic": lambda frequency, scaling, config: Rope(frequency),  # up to max_position_embeddings, nothing is scaled
     "factors": _factored_rope,
+    "mrope": lambda frequency, scaling, config: Rope(frequency),  # Qwen2-VL's, whose sections differ for images only
     "linear": _linear_rope,
     "llama3": _llama3_rope,
     "yarn": _yarn_rope,
@@ -297,11 +319,12 @@ def attend(
     norms_last: bool = False,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> Any:
     """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
 
     norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated; norms_last: after
-    it. scale: of scores; None: head_dim ** -0.5. cap: as ops.attention's. angles None: nothing is rotated.
+    it. scale: of scores; None: head_dim ** -0.5. cap, sinks: as ops.attention's. angles None: nothing is rotated.
     """
     q, k, v = ops.split(qkv, c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
     if norms and not norms_last:
@@ -314,6 +337,7 @@ def attend(
     return ops.attention(
         q,
         state,
+        *([] if sinks is None else [sinks]),
         layer=layer,
         heads=c.heads,
         kv_heads=c.kv_heads,
@@ -333,3 +357,15 @@ def gated(c: Config, gate_up: Any) -> Any:
     width = gate_up.shape[1] // 2
     gate, up = ops.split(gate_up, width, width)
     return ACTIVATIONS[c.activation](gate, up)
+
+
+def feed_forward(c: Config, layer: Any, x: Any) -> Any:
+    """A layer's two matrices of gates and what is up, and the one down."""
+    return ops.linear(gated(c, ops.linear(x, layer.gate_up)), layer.down)
+
+
+def ungated(c: Config, layer: Any, x: Any) -> Any:
+    """A layer's two matrices, an activation between. UnsupportedModelError for one that lutra has with a gate only."""
+    if c.activation not in UNGATED:
+        raise UnsupportedModelError(f"lutra has no {c.activation!r} without a gate", f"it has {', '.join(UNGATED)}")
+    return ops.linear(UNGATED[c.activation](ops.linear(x, layer.up)), layer.down)

@@ -35,15 +35,20 @@ class Config(qwen3_moe.Config):
 
 def names(c: Config) -> Names:
     """Role -> tensors."""
-    each = [f"{MOE}.experts.{e}" for e in range(c.experts)]
+    return names_in(c, MOE, ("w1", "w3", "w2"))
+
+
+def names_in(c: qwen3_moe.Config, moe: str, matrices: tuple[str, str, str]) -> dict[str, Any]:
+    """The same, for mixtures of that name, whose experts' gate, up and down are called so."""
+    gate, up, down = ([f"{moe}.experts.{e}.{name}" for e in range(c.experts)] for name in matrices)
     return {role: blocks.LLAMA_NAMES[role] for role in ROLES} | {
-        "layers.{}.router": (f"{MOE}.gate",),
-        "layers.{}.experts_gate_up": Experts((f"{expert}.w1", f"{expert}.w3") for expert in each),
-        "layers.{}.experts_down": Experts((f"{expert}.w2",) for expert in each),
+        "layers.{}.router": (f"{moe}.gate",),
+        "layers.{}.experts_gate_up": Experts(zip(gate, up, strict=True)),
+        "layers.{}.experts_down": Experts((each,) for each in down),
     }
 
 
-def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+def shapes(c: qwen3_moe.Config) -> dict[str, tuple[int, ...]]:
     """The shape of every role's weight."""
     whole = blocks.shapes(c)
     return {role: whole[role] for role in ROLES if role in whole} | {

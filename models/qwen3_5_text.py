@@ -6,6 +6,7 @@ unit vectors. Those that attend are Qwen3's, with a gate on what they found, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from lutra.runtime.formats import to_float32
 
 MOST_FLOATS = 1 << 31  # of a session's memory: places in it are 32-bit numbers
 UNIT_EPS = 1e-6  # of the lengths of queries and keys
+QKVZ, GATES = "linear_qkvz_by_head", "linear_gates_by_head"  # keys of ours: whether heads of keys come one by one
 
 ATTENDING: dict[str, tuple[str, ...]] = {
     "layers.{}.qkv": tuple(f"model.layers.{{}}.self_attn.{x}_proj" for x in "qkv"),  # q: each head's, then its gate's
@@ -62,7 +64,8 @@ class Config(blocks.Config):
     of each share of q and k, and of v; key_dim, value_dim: their columns. tiled: heads of v that share q and k are
     key_heads apart, not neighbours. norm_offset: what is added to a norm's stored weight, as in Gemma 2. logarithms:
     whether A_log holds those of rates, not the rates below 0. order: where the columns of q | k | v | gate lie in the
-    rows of layers.{}.qkv.
+    rows of layers.{}.qkv. qkvz_order, gates_order: where those of q | k | v | z, and of b | a, lie in what layers that
+    remember project; None: so.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -83,6 +86,8 @@ class Config(blocks.Config):
         "linear_num_value_heads": 32,
         "linear_heads_tiled": False,
         "linear_rates_as_logarithms": True,
+        QKVZ: False,
+        GATES: False,
         "norm_offset": 1,
     }
 
@@ -96,6 +101,8 @@ class Config(blocks.Config):
     norm_offset: float
     logarithms: bool
     order: np.ndarray
+    qkvz_order: np.ndarray | None
+    gates_order: np.ndarray | None
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Config:
@@ -110,6 +117,7 @@ class Config(blocks.Config):
             raise CorruptModelError(f"config.json: {value_heads} heads of values cannot share {key_heads} of keys")
         q, kv = c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim
         rows = np.arange(2 * q, dtype=np.int32).reshape(c.heads, 2, c.head_dim)
+        shared = value_heads // key_heads
         found = cls(
             **vars(c),
             attending=_attending(config, c.layers),
@@ -122,6 +130,8 @@ class Config(blocks.Config):
             norm_offset=blocks.factor(config, "norm_offset") if config["norm_offset"] else 0.0,
             logarithms=bool(config["linear_rates_as_logarithms"]),
             order=np.r_[rows[:, 0].ravel(), np.arange(2 * q, 2 * q + kv, dtype=np.int32), rows[:, 1].ravel()],
+            qkvz_order=_apart(key_heads, key_dim, key_dim, *[shared * value_dim] * 2) if config[QKVZ] else None,
+            gates_order=_apart(key_heads, shared, shared) if config[GATES] else None,
         )
         if found.recurrent_floats >= MOST_FLOATS:
             raise UnsupportedModelError(f"lutra has no memory of {found.recurrent_floats} floats")
@@ -155,6 +165,12 @@ class Config(blocks.Config):
     def weight(self, stored: np.ndarray) -> np.ndarray:
         """A norm's weight."""
         return stored + np.float32(self.norm_offset)
+
+
+def _apart(heads: int, *widths: int) -> np.ndarray:
+    """Where the columns of all heads' first parts lie, then those of their second ones, ...: heads come one by one."""
+    columns = np.arange(heads * sum(widths), dtype=np.int32).reshape(heads, -1)
+    return np.concatenate([part.ravel() for part in np.split(columns, np.cumsum(widths)[:-1], axis=1)])
 
 
 def _attending(config: dict[str, Any], layers: int) -> tuple[int, ...]:
@@ -214,10 +230,10 @@ def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, cached: int) 
 def remember(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     """The gated delta rule, and what goes in and out of it. at: where its floats are in the session's memory."""
     keys, values = c.key_heads * c.key_dim, c.value_heads * c.value_dim
-    qkv, z = ops.split(ops.linear(x, layer.qkvz), c.conv_columns, values)
-    b, a = ops.split(ops.linear(x, layer.gates), c.value_heads, c.value_heads)
+    qkv, z = ops.split(_ordered(ops.linear(x, layer.qkvz), c.qkvz_order), c.conv_columns, values)
+    b, a = ops.split(_ordered(ops.linear(x, layer.gates), c.gates_order), c.value_heads, c.value_heads)
     weight = np.ascontiguousarray(to_float32(layer.conv.matrix).T)
-    q, k, v = ops.split(ops.short_conv(qkv, weight, state, at=at, taps=c.taps), keys, keys, values)
+    q, k, v = ops.split(ops.short_conv(qkv, weight, state, at=at, taps=c.taps, silu=True), keys, keys, values)
     # Vectors of length 1, by the norm that there is: its mean is of dim squares. Queries are shorter, as in attention.
     unit, eps = np.full(c.key_dim, c.key_dim**-0.5, np.float32), UNIT_EPS / c.key_dim
     q, k = ops.rms_norm(q, unit * unit, eps=eps), ops.rms_norm(k, unit, eps=eps)
@@ -228,7 +244,18 @@ def remember(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     return ops.linear(ops.silu_mul(z, ops.rms_norm(h, layer.memory_norm, eps=c.eps)), layer.o)
 
 
-def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
+def _ordered(x: Any, order: np.ndarray | None) -> Any:
+    return x if order is None else ops.take_columns(x, order)
+
+
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """What the i-th layer adds behind what it remembers or attends to."""
+    return blocks.feed_forward(c, layer, x)
+
+
+def forward(
+    c: Config, w: Any, ids: Any, state: Any, feed_forward: Callable[[Any, Any, int, Any], Any] = feed_forward
+) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
@@ -241,6 +268,5 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
             h = remember(c, layer, h, state, remembering * sum(c.memory_parts))
             remembering += 1
         x = ops.add(x, h)
-        h = blocks.gated(c, ops.linear(c.norm(x, layer.mlp_norm), layer.gate_up))
-        x = ops.add(x, ops.linear(h, layer.down))
+        x = ops.add(x, feed_forward(c, layer, i, c.norm(x, layer.mlp_norm)))
     return ops.linear(c.norm(ops.tail(x, state), w.norm), w.head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ TINY = qwen3.TINY | {
     "moe_intermediate_size": 40,
     "norm_topk_prob": True,
 }
+FEED_FORWARD = ("layers.{}.gate_up", "layers.{}.down")
 
 
 @dataclass(frozen=True)
@@ -70,42 +72,57 @@ class Config(qwen3.Config):
 
 def names(c: Config) -> Names:
     """Role -> tensors, as the configuration's layers have them."""
-    found: dict[str, tuple[str, ...] | Experts] = {}
-    for role, stems in qwen3.NAMES.items():
-        if role not in ("layers.{}.gate_up", "layers.{}.down"):
-            found[role] = stems
-            continue
-        for i in range(c.layers):
-            own = tuple(stem.format(i) for stem in stems)
-            if i not in c.mixtures:
-                found[role.format(i)] = own
-                continue
-            each = (tuple(stem.replace(".mlp.", f".mlp.experts.{e}.") for stem in own) for e in range(c.experts))
-            found[f"layers.{i}.experts_{role.rpartition('.')[2]}"] = Experts(each)
-    return found | {f"layers.{i}.router": (f"model.layers.{i}.mlp.gate",) for i in c.mixtures}
+    return {role: stems for role, stems in qwen3.NAMES.items() if role not in FEED_FORWARD} | feed_forward_names(c)
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every role's weight."""
-    found = qwen3.shapes(c)
-    gate_up, down = found.pop("layers.{}.gate_up"), found.pop("layers.{}.down")
+    whole = qwen3.shapes(c)
+    return {role: shape for role, shape in whole.items() if role not in FEED_FORWARD} | feed_forward_shapes(c)
+
+
+def feed_forward_names(c: Config) -> dict[str, Any]:
+    """Role -> tensors of what is a mixture in some layers."""
+    found: dict[str, tuple[str, ...] | Experts] = {}
+    for role, i in ((role, i) for role in FEED_FORWARD for i in range(c.layers)):
+        own = tuple(stem.format(i) for stem in blocks.LLAMA_NAMES[role])
+        if i not in c.mixtures:
+            found[role.format(i)] = own
+            continue
+        each = (tuple(stem.replace(".mlp.", f".mlp.experts.{e}.") for stem in own) for e in range(c.experts))
+        found[f"layers.{i}.experts_{role.rpartition('.')[2]}"] = Experts(each)
+    return found | {f"layers.{i}.router": (f"model.layers.{i}.mlp.gate",) for i in c.mixtures}
+
+
+def feed_forward_shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """The shapes of these weights."""
+    found: dict[str, tuple[int, ...]] = {}
     for i in range(c.layers):
         if i in c.mixtures:
             found[f"layers.{i}.router"] = (c.experts, c.hidden)
             found[f"layers.{i}.experts_gate_up"] = (c.experts, 2 * c.expert_intermediate, c.hidden)
             found[f"layers.{i}.experts_down"] = (c.experts, c.hidden, c.expert_intermediate)
         else:
-            found |= {f"layers.{i}.gate_up": gate_up, f"layers.{i}.down": down}
+            found[f"layers.{i}.gate_up"] = (2 * c.intermediate, c.hidden)
+            found[f"layers.{i}.down"] = (c.hidden, c.intermediate)
     return found
 
 
-def mixture(c: Config, layer: Any, x: Any) -> Any:
-    """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once."""
+def mixture(c: Config, layer: Any, x: Any, gated: Callable[[Any, Any], Any] = blocks.gated) -> Any:
+    """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once.
+
+    gated: what becomes of their gate | up.
+    """
     chosen, share = ops.route(ops.linear(x, layer.router), k=c.choices, normalize=c.normalized)
     place = ops.line_up(chosen, experts=c.experts)
     h = ops.experts(ops.spread(x, place), layer.experts_gate_up, chosen)
-    h = ops.experts(blocks.gated(c, h), layer.experts_down, chosen)
+    h = ops.experts(gated(c, h), layer.experts_down, chosen)
     return ops.gather(h, place, share)
+
+
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """What the i-th layer adds behind its attention."""
+    return mixture(c, layer, x) if i in c.mixtures else blocks.feed_forward(c, layer, x)
 
 
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
@@ -117,9 +134,6 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, (layer.q_norm, layer.k_norm))
         x = ops.add(x, ops.linear(h, layer.o))
         h = ops.rms_norm(x, layer.mlp_norm, eps=c.eps)
-        if i in c.mixtures:
-            x = ops.add(x, mixture(c, layer, h))
-        else:
-            x = ops.add(x, ops.linear(blocks.gated(c, ops.linear(h, layer.gate_up)), layer.down))
+        x = ops.add(x, feed_forward(c, layer, i, h))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(x, w.head)

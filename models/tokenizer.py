@@ -28,7 +28,8 @@ from lutra.runtime.errors import (
 __all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
 
 # Tokens that end a turn whatever the configuration forgets to say (BitNet's GGUF lists only one).
-_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|return|>")
+_END_OF_THOUGHT = "<|end|>"  # where "<|return|>" ends a turn, as in gpt-oss: the answer comes after it
 
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -353,6 +354,8 @@ def _eos_ids(backend: Backend, files: _Files, named: Mapping[str, str]) -> froze
     ids |= _ids(backend.token_id(named.get("eos_token", "")))
     for token in _END_OF_TURN:
         ids |= _ids(backend.token_id(token))
+    if backend.token_id("<|return|>") is not None:
+        ids -= _ids(backend.token_id(_END_OF_THOUGHT))
     return frozenset(ids)
 
 

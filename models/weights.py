@@ -64,7 +64,10 @@ ROWS: dict[type, dict[str, int]] = {
     Nested: {"codes": 0, "scale": 1, "unit": 1},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
-NO_WEIGHTS = (".bias", ".A_log", ".dt_bias")  # how names end that are whole: others are those of a weight and a bias
+# How roles end of matrices that are kept: they are small and decide much.
+SMALL = (".router", ".gates", ".shared_gate", ".conv", ".q_norm", ".k_norm")
+# How names end that are whole: others are those of a weight and a bias.
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".sinks")
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -87,8 +90,8 @@ def tensor_of(stem: str) -> str:
 
 
 def is_kept(role: str) -> bool:
-    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones that decide much."""
-    return role in ("embed", "head", "positions") or role.endswith((".router", ".gates", ".conv"))
+    """Whether a matrix is not among those that are quantized: embeddings, output, and small ones."""
+    return role in ("embed", "head", "positions") or role.endswith(SMALL)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Planned:
             return {self.role: (np.float32, self.shape)}
         parts = dict(formats.codec(self.format).layout(*self.shape))
         if self.biased:
-            parts["bias"] = (np.float32, self.shape[:1])
+            parts["bias"] = (np.float32, self.shape[:-1])
         return {f"{self.role}.{part}": what for part, what in parts.items()}
 
     @property
@@ -200,15 +203,24 @@ def _planned_experts(checkpoint: Checkpoint, role: str, stems: Experts, format: 
     first = each[0]
     if len({p.shape for p in each}) > 1 or first.format is None:
         raise CorruptModelError(f"{role}: the experts have no matrices of one shape")
-    if any(p.biased for p in each):
-        raise UnsupportedModelError(f"{role}: lutra runs no experts with biases")
-    if len(found := {str(p.format) for p in each}) > 1:
-        raise UnsupportedModelError(
-            f"{role}: lutra runs a mixture's experts in one format, and these come in {', '.join(sorted(found)):.200}",
-            "Take a release whose experts are quantized alike.",
-        )
-    return Planned(
-        role, _flat(stems), (len(each), *first.shape), experts.name_of(first.format, role), biased=False, each=each
+    if len({p.biased for p in each}) > 1:
+        raise CorruptModelError(f"{role}: some experts have a bias, and some have none")
+    own = _holding({str(p.format) for p in each}, role)
+    each = tuple(replace(p, format=own) for p in each)
+    return Planned(role, _flat(stems), (len(each), *first.shape), experts.name_of(own, role), first.biased, each=each)
+
+
+def _holding(formats: set[str], role: str) -> str:
+    """The format that holds experts of all of these exactly. UnsupportedModelError if there is none."""
+    if len(formats) == 1:
+        return next(iter(formats))
+    if len(same := {format.removesuffix("z") for format in formats}) == 1:
+        return f"{next(iter(same))}z"
+    if formats & {"f32", "f16", "bf16"}:
+        return "f32"
+    raise UnsupportedModelError(
+        f"{role}: lutra runs a mixture's experts in one format, and these come in {', '.join(sorted(formats)):.200}",
+        "Take a release whose experts are quantized alike.",
     )
 
 

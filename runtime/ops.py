@@ -21,6 +21,7 @@ __all__ = [
     "add",
     "add_bias",
     "attention",
+    "clamped_swiglu",
     "concat",
     "decay",
     "delta_floats",
@@ -28,6 +29,7 @@ __all__ = [
     "embed",
     "experts",
     "gather",
+    "gelu_tanh",
     "gelu_tanh_mul",
     "hadamard",
     "kv_append",
@@ -35,6 +37,7 @@ __all__ = [
     "line_up",
     "linear",
     "mul",
+    "owners",
     "peak",
     "positions",
     "quantize",
@@ -46,6 +49,7 @@ __all__ = [
     "route",
     "scale",
     "scale_columns",
+    "scale_rows",
     "short_conv",
     "sigmoid",
     "silu_mul",
@@ -118,11 +122,15 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
 
 @op(_like, over=True)
 def layer_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
-    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). weight: the two, one after the other."""
-    n = x.shape[1]
-    deviation = x - np.mean(x, axis=1, keepdims=True, dtype=x.dtype)
-    variance = np.mean(deviation * deviation, axis=1, keepdims=True, dtype=x.dtype)
-    return deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), of every run of len(weight) / 2 columns.
+
+    weight: the two, one after the other.
+    """
+    n = len(weight) // 2
+    runs = x.reshape(len(x), -1, n)
+    deviation = runs - np.mean(runs, axis=-1, keepdims=True, dtype=x.dtype)
+    variance = np.mean(deviation * deviation, axis=-1, keepdims=True, dtype=x.dtype)
+    return (deviation * (f32(1) / np.sqrt(variance + f32(eps))) * weight[:n] + weight[n:]).reshape(x.shape)
 
 
 @op(lambda ids, state, **_: [(1, np.int32)])
@@ -256,17 +264,32 @@ def spread(x: Array, place: Array) -> Array:
     return y
 
 
+@op(lambda chosen, place: [(1, np.int32)], local=False, times=lambda chosen, place: place.shape[1])
+def owners(chosen: Array, place: Array) -> Array:
+    """Which expert each lined-up row belongs to. chosen, place: int32 [rows, k]. Returns int32 [rows * k, 1]."""
+    owner = np.empty((place.size, 1), np.int32)
+    owner[place.ravel(), 0] = chosen.ravel()
+    return owner
+
+
 def experts(x: Array, weight: Packed, chosen: Array) -> Array:
     """linear(), every row with the expert's matrix that it chose.
 
     x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
     """
+    if weight.bias is not None:
+        owner = owners(chosen, line_up(chosen, experts=weight.shape[0]))
+        return add(experts(x, weight.with_bias(None), chosen), _rows_of(weight.bias, owner))
     if weight.stack:
         return concat(*(experts(x, matrices, chosen) for matrices in weight.stack))
     group = weight.codec.ACT_GROUP
     if group is None:
         return _experts(x, weight, chosen)
     return _experts_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, chosen, group=group)
+
+
+def _rows_of(table: np.ndarray, index: Array) -> Array:
+    return embed(index, Packed("f32", table.shape, {"data": table}))
 
 
 def _experts_out(*args: Any, **_: Any) -> list[tuple[int, Any]]:
@@ -338,10 +361,16 @@ def scale_columns(x: Array, scale: np.ndarray) -> Array:
     return x * scale
 
 
-@op(_like)
+@op(_like, over=True)
+def scale_rows(x: Array, scale: Array) -> Array:
+    """x * scale, one for each row. scale: [rows, 1]."""
+    return x * scale
+
+
+@op(lambda x, order: [(len(order), f32)])
 def take_columns(x: Array, order: np.ndarray) -> Array:
-    """x's columns in another order, the same for every row. order: int32, each column once."""
-    return x[:, order]
+    """Some of x's columns, the same for every row. order: int32, which of them, or -1: zeros."""
+    return np.where(order < 0, x.dtype.type(0), x[:, order])
 
 
 @op(_like)
@@ -358,6 +387,14 @@ def silu_mul(gate: Array, up: Array) -> Array:
 
 
 @op(_like, over=True)
+def clamped_swiglu(gate: Array, up: Array, *, alpha: float, limit: float) -> Array:
+    """g * sigmoid(alpha g) * (u + 1), g the gate up to the limit, u what lies between both limits (gpt-oss, 2025)."""
+    gate, up = np.minimum(gate, f32(limit)), np.clip(up, f32(-limit), f32(limit))
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(f32(-alpha) * gate)) * (up + 1)
+
+
+@op(_like, over=True)
 def relu(x: Array) -> Array:
     """max(x, 0)"""
     return np.maximum(x, 0)
@@ -370,11 +407,17 @@ def relu2_mul(gate: Array, up: Array) -> Array:
 
 
 @op(_like, over=True)
-def gelu_tanh_mul(gate: Array, up: Array) -> Array:
-    """gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
+def gelu_tanh(x: Array) -> Array:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
     with np.errstate(over="ignore"):
-        inner = gate + f32(0.044715) * gate**3
-        return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
+        inner = x + f32(0.044715) * x**3
+        return x / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner))
+
+
+@op(_like, over=True)
+def gelu_tanh_mul(gate: Array, up: Array) -> Array:
+    """gelu_tanh(gate) * up."""
+    return gelu_tanh(gate) * up
 
 
 @op(_like, over=True)
@@ -443,6 +486,7 @@ def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head
 def attention(
     q: Array,
     state: Any,
+    sinks: np.ndarray | None = None,
     *,
     layer: int,
     heads: int,
@@ -455,6 +499,7 @@ def attention(
     """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups.
 
     window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
+    sinks: float32 [heads], a score of every head's for the softmax alone, that has no value (Xiao et al. 2024).
     """
     keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
     queries = q.reshape(len(q), heads, head_dim).swapaxes(0, 1)
@@ -463,22 +508,26 @@ def attention(
         scores = soft_cap(scores, cap=cap)
     behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
     scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    sink = np.full((heads, 1, 1), -np.inf, f32) if sinks is None else sinks[:, None, None]
+    most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+    weights = np.exp(scores - most)
+    weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sink - most)
     return (weights @ values.swapaxes(0, 1)).swapaxes(0, 1).reshape(q.shape)
 
 
 @op(_like, local=False)
-def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int) -> Array:
-    """silu of a causal convolution of each column on its own, over a row and the taps - 1 before it.
+def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int, silu: bool) -> Array:
+    """A causal convolution of each column on its own, over a row and the taps - 1 before it.
 
-    weight: float32 [taps, columns], the row's own tap last. at: where the session remembers the rows before, (taps - 1)
-    * columns floats.
+    weight: float32 [taps, columns], the row's own tap last. silu: whether the result is its silu. at: where the session
+    remembers the rows before, (taps - 1) * columns floats.
     """
     before = state.memory.get(at, np.zeros((taps - 1, x.shape[1]), x.dtype))
     rows = np.concatenate([before, x])
     state.memory[at] = rows[len(x) :]
-    y = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    y: Any = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    if not silu:
+        return y
     with np.errstate(over="ignore"):
         return y / (1 + np.exp(-y))
 

@@ -87,6 +87,33 @@ def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **confi
     return dense(folder, name, dtype, initializer_range=0.1, **settings)
 
 
+def gpt_oss(
+    folder: Path, dtype: torch.dtype = torch.float32, *, packed: bool = False, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """gpt-oss, its sinks and all biases random. packed: experts in MXFP4, as released."""
+    settings = {**SHAPE, "head_dim": 24, "num_local_experts": 7, "num_experts_per_tok": 3, "sliding_window": 5}
+    settings |= {"initializer_range": 0.1, "pad_token_id": None, "swiglu_limit": 1.0, **config}
+    model = randomized(transformers.GptOssForCausalLM, transformers.GptOssConfig(**settings), seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".sinks", "_bias")):
+            parameter.data.normal_()
+    model.to(dtype).save_pretrained(folder)
+    if not packed:
+        return reference(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith((".gate_up_proj", ".down_proj"))]:
+        count, cols, rows = tensors.pop(name).shape
+        shape = (count, rows, cols // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(121, 124, shape, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    quantization = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantization))
+    plain = transformers.Mxfp4Config(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=plain, dtype=torch.float32).eval()
+
+
 def gemma(
     folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
@@ -148,13 +175,25 @@ def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     return model
 
 
-def hybrid(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A Qwen3.5 without images, its memories long enough to matter."""
-    settings = transformers.Qwen3_5TextConfig(**{**HYBRID, **config})
-    model = randomized(transformers.Qwen3_5ForCausalLM, settings, seed)
+def hybrid(
+    folder: Path, dtype: torch.dtype = torch.float32, *, name: str = "Qwen3_5", seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """A Qwen3.5 without images, or another with its layers, its memories long enough to matter."""
+    kind = "TextConfig" if name.startswith("Qwen3_5") else "Config"  # of these, the whole sees images
+    settings = getattr(transformers, f"{name}{kind}")(**{**HYBRID, **config})
+    model = randomized(getattr(transformers, f"{name}ForCausalLM"), settings, seed)
     remembering(model)
     model.to(dtype).save_pretrained(folder)
     return reference(folder)
+
+
+def stacked(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The same with all experts' matrices in one tensor, as the model has them; Qwen3.5's releases do."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    tensors |= {name: tensor for name, tensor in model.state_dict().items() if ".experts." in name}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return model
 
 
 def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
@@ -170,6 +209,63 @@ def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+SHARED = dict(
+    num_experts=7,
+    num_experts_per_tok=3,
+    moe_intermediate_size=48,
+    shared_expert_intermediate_size=40,
+    eos_token_id=None,
+)
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=40,
+    q_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    n_routed_experts=7,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    moe_intermediate_size=48,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    routed_scaling_factor=2.0,
+    initializer_range=0.1,
+)
+GRANITE = dict(
+    embedding_multiplier=12.0,
+    residual_multiplier=0.22,
+    attention_multiplier=0.1,
+    logits_scaling=4.0,
+    num_local_experts=7,
+    num_experts_per_tok=3,
+    initializer_range=0.1,
+)
+
+
+def qwen_with_images(folder: Path, name: str, *, flat: bool = False, seed: int = 0) -> PreTrainedModel:
+    """ "Qwen3VL" or "Qwen2_5_VL". flat: with a configuration and names as in its first releases."""
+    text = {**SHAPE, "pad_token_id": None, "rope_parameters": ROPE_OF_IMAGES}
+    tower = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    own = {"deepstack_visual_indexes": [0]} if name == "Qwen3VL" else {"fullatt_block_indexes": [0]}
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=tower | own)
+    model = randomized(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed)
+    model.save_pretrained(folder)
+    if flat:
+        tensors = load_file(folder / "model.safetensors")
+        parts = {"model.language_model.": "model.", "model.visual.": "visual."}
+        save_file({_replaced(key, parts): tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
+        path = folder / "config.json"
+        settings = json.loads(path.read_text())
+        text = settings.pop("text_config")
+        rope = text.pop("rope_parameters")
+        settings = text | settings | {"rope_theta": rope["rope_theta"], "model_type": "qwen2_5_vl"}
+        settings["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+        path.write_text(json.dumps(settings))
+    return model
+
+
+ROPE_OF_IMAGES = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
 HYBRID = dict(
     SHAPE,
     head_dim=32,
@@ -317,7 +413,7 @@ def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", "_bias", ".sinks")):
             parameter.data.normal_(0, 0.1)
     return model
 

@@ -63,7 +63,10 @@ ARCHS = {
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "cohere": (transformers.CohereConfig, transformers.CohereForCausalLM, gguf.MODEL_ARCH.COMMAND_R),
+    "cohere2": (transformers.Cohere2Config, transformers.Cohere2ForCausalLM, gguf.MODEL_ARCH.COHERE2),
     "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
+    "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM, gguf.MODEL_ARCH.GPT_OSS),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
     "hunyuan_v1_dense": (
         transformers.HunYuanDenseV1Config,
@@ -78,16 +81,36 @@ ARCHS = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
+    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, gguf.MODEL_ARCH.QWEN2MOE),
+    "qwen3_5_moe_text": (
+        transformers.Qwen3_5MoeTextConfig,
+        transformers.Qwen3_5MoeForCausalLM,
+        gguf.MODEL_ARCH.QWEN35MOE,
+    ),
+    "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
+    "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
+    "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
+    "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
+    "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
+    "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
+    "nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM, gguf.MODEL_ARCH.NEMOTRON),
+    "stablelm": (transformers.StableLmConfig, transformers.StableLmForCausalLM, gguf.MODEL_ARCH.STABLELM),
+    "starcoder2": (transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM, gguf.MODEL_ARCH.STARCODER2),
     "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
     "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
-NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+# Files of theirs have RoPE's pairs side by side.
+NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "smollm3")
+REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+PLAIN = ("_norm.", "mlp.gate.", "mlp.router.", "moe.router.", "conv1d", "conv.conv.")  # matrices that stay floats
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
     "dt_bias": "dt_proj.bias",
+    "self_attn.sinks": "self_attn.sinks.weight",
+    "moe.router.weight": "moe.router.layer.weight",
 }
 Model = transformers.PreTrainedModel
 
@@ -136,7 +159,7 @@ def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
     made, architecture, _ = ARCHS[arch]
     model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
-    if arch == "qwen3_5_text":
+    if arch in REMEMBERING:
         remembering(model)
     return model
 
@@ -151,17 +174,19 @@ def write(
     tensors: dict[str, np.ndarray] | None = None,
     split: int = 0,
     rotation: Rotation | None = None,
+    newer: bool = False,
 ) -> Model:
     """Write the model, its matrices in these types by turns; returns it with the weights that were written.
 
     arch: the file's name of the architecture. keys: more of its metadata. tensors: more of them. split: tensors a file.
-    rotation: behind which all matrices lie, but those of gates.
+    rotation: behind which all matrices lie, but those of gates. newer: as converters of 2026 write, experts' gates and
+    what is up in one tensor, and what Qwen3-Next has joined apart.
     """
     config = model.config
     known = ARCHS[config.model_type][2]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
-    _metadata(writer, config)
+    _metadata(writer, config, newer=newer)
     adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
 
     def add(keys: dict[str, Any]) -> None:
@@ -173,9 +198,26 @@ def write(
     rng, state, turn = np.random.default_rng(0), model.state_dict(), 0
     for tensor, values in state.items():
         if ".experts." in tensor:
-            parts = ("gate", "up") if "gate_up" in tensor else ("down",)
-            own, turn = [types[(turn + i) % len(types)] for i in range(len(parts))], turn + len(parts)
-            _write_experts(writer, rng, tensor, values, dict(zip(parts, own, strict=True)))
+            layer = f"blk.{tensor.split('.')[2]}"
+            for part, some in _experts(tensor, values, config, newer).items():
+                if tensor.endswith("_bias"):
+                    writer.add_tensor(f"{layer}.ffn_{part}_exps.bias", some.contiguous().numpy())
+                    continue
+                _write_experts(writer, rng, f"{layer}.ffn_{part}_exps.weight", some, types[turn % len(types)])
+                turn += 1
+            continue
+        if newer and "kv_b_proj" in tensor:
+            layer, heads = (
+                f"blk.{tensor.split('.')[2]}",
+                values.reshape(config.num_attention_heads, -1, values.shape[1]),
+            )
+            k, v = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+            writer.add_tensor(f"{layer}.attn_k_b.weight", k.swapaxes(1, 2).contiguous().numpy())
+            writer.add_tensor(f"{layer}.attn_v_b.weight", v.contiguous().numpy())
+            continue
+        if newer and "in_proj_qkvz" in tensor:
+            for name, some in _apart(values, config).items():
+                writer.add_tensor(f"blk.{tensor.split('.')[2]}.{name}.weight", some.numpy())
             continue
         if tensor == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -184,7 +226,9 @@ def write(
         stored = values.numpy() if grouped else as_stored(tensor, values.numpy(), config, neighbours)
         stored = rotation.turned(stored) if turns else stored
         type = "F32"
-        if stored.ndim == 2 and "mlp.gate." not in tensor and "conv1d" not in tensor:
+        single = tensor.endswith("shared_expert_gate.weight")
+        stored = stored[0] if single else stored
+        if stored.ndim == 2 and not any(part in tensor for part in PLAIN):
             type, turn = types[turn % len(types)], turn + 1
         data, read = blocks(rng, stored, type)
         known_as = tensor
@@ -200,6 +244,7 @@ def write(
         if turns:
             rotation.names.append(new)
         read = rotation.turned(read, back=True) if turns else read
+        read = read[None] if single else read
         read = read if grouped else as_stored(tensor, read, config, neighbours, back=True)
         state[tensor].copy_(torch.from_numpy(np.ascontiguousarray(read)))
     for tensor, values in (tensors or {}).items():
@@ -241,65 +286,130 @@ def stories(path: Path, folder: Path, type: str) -> None:
         writer.close()
 
 
-def _write_experts(
-    writer: gguf.GGUFWriter, rng: np.random.Generator, tensor: str, values: Any, types: dict[str, str]
-) -> None:
-    """All experts' matrices of a layer, gate and up apart, each in a type of its own."""
-    layer = tensor.split(".")[2]
-    for (name, type), some in zip(types.items(), values.chunk(len(types), dim=1), strict=True):
-        data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
-        data = data.reshape(*some.shape[:2], -1)
-        writer.add_tensor(f"blk.{layer}.ffn_{name}_exps.weight", data, raw_dtype=Type[type])
-        some.copy_(torch.from_numpy(read).reshape(some.shape))
+def _experts(tensor: str, values: Any, config: Any, joined: bool) -> dict[str, Any]:
+    """Views of a tensor of all experts: [experts, out, in], or biases [experts, out]; gates and what is up apart."""
+    turns = config.model_type == "gpt_oss"
+    values = values.swapaxes(1, 2) if turns and values.ndim == 3 else values
+    if "gate_up" not in tensor:
+        return {"down": values}
+    if joined:
+        return {"gate_up": values}
+    halves = (values[:, 0::2], values[:, 1::2]) if turns else values.chunk(2, dim=1)
+    return dict(zip(("gate", "up"), halves, strict=True))
 
 
-def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True) -> None:
+def _apart(values: Any, config: Any) -> dict[str, Any]:
+    """Rows of q, k and v, and of z, which come by heads of keys."""
+    keys, own = config.linear_num_key_heads, config.linear_key_head_dim
+    rows = values.reshape(keys, -1, values.shape[1])
+    each = (rows.shape[1] - 2 * own) // 2
+    q, k, v, z = (x.reshape(-1, values.shape[1]) for x in rows.split([own, own, each, each], dim=1))
+    return {"attn_qkv": torch.cat([q, k, v]), "attn_gate": z.contiguous()}
+
+
+def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, some: Any, type: str) -> None:
+    """All experts' matrices of a layer in one tensor."""
+    data, read = blocks(rng, some.reshape(-1, some.shape[2]).numpy(), type)
+    writer.add_tensor(name, data.reshape(*some.shape[:2], -1), raw_dtype=Type[type])
+    some.copy_(torch.from_numpy(read).reshape(some.shape))
+
+
+def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, newer: bool = False) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    if hasattr(config, "intermediate_size"):
+        writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type == "deepseek_v2":
+        _latent(writer, config, newer)
+    else:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
+        writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
+    if config.model_type == "lfm2":
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+        kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
+        writer.add_head_count_kv(kv)
+    elif config.model_type != "deepseek_v2":
+        writer.add_head_count_kv(config.num_key_value_heads)
+    if config.model_type == "stablelm":
+        writer.add_parallel_residual(config.use_parallel_residual)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
-    if config.model_type == "qwen3_5_text":
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "mscale_all_dim" in rope:
+            writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    if hasattr(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if config.model_type.startswith("qwen3_5"):
         writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
+    if config.model_type in REMEMBERING:
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
         writer.add_ssm_state_size(config.linear_key_head_dim)
         writer.add_ssm_group_count(config.linear_num_key_heads)
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
-    if hasattr(config, "num_experts"):
-        writer.add_expert_count(config.num_experts)
+    if count := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        if config.model_type not in ("mixtral", "olmoe"):
-            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if config.model_type == "granite":
+        if config.model_type not in ("mixtral", "olmoe", "granitemoe"):
+            width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+            writer.add_expert_feed_forward_length(width)
+    if config.model_type.startswith("cohere"):
+        writer.add_logit_scale(config.logit_scale)
+    if config.model_type in ("gpt_oss", "cohere2"):
+        writer.add_sliding_window(config.sliding_window)
+    if config.model_type.startswith("granite"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
-        if writer.arch == "granite":
+        if writer.arch.startswith("granite"):
             writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
+
+
+def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
+    """What files say of DeepSeek's attention; newer ones, as of one whose heads share short keys and values."""
+    keys, values = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    writer.add_head_count_kv(1 if newer else config.num_attention_heads)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim if newer else keys)
+    writer.add_value_length(config.kv_lora_rank if newer else values)
+    if newer:
+        writer.add_key_length_mla(keys)
+        writer.add_value_length_mla(values)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
 
 
 def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:
     """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
     if neighbours:
         return permuted(name, values, config, back)
-    if config.model_type.startswith(("gemma", "qwen3_5")) and "norm" in name and "linear_attn" not in name:
+    from_one = config.model_type.startswith(("gemma", "nemotron", *REMEMBERING)) and "linear_attn" not in name
+    if from_one and name.endswith("norm.weight"):
         return values - 1 if back else values + 1
     if name.endswith("A_log"):
         values = np.log(-values) if back else -np.exp(values)
-    if name.endswith("conv1d.weight"):
+    if name.endswith(("conv1d.weight", "conv.conv.weight")):
         values = values[:, None] if back else values[:, 0]
-    return _tiled(name, values, config, back) if "linear_attn." in name else values
+    tiled = "linear_attn." in name and config.model_type.startswith("qwen3_5")
+    return _tiled(name, values, config, back) if tiled else values
 
 
 def _tiled(name: str, values: np.ndarray, config: Any, back: bool) -> np.ndarray:

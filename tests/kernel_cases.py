@@ -176,6 +176,13 @@ def scale_columns(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.scale_columns, (Rows(x), scale))
 
 
+@register("scale_rows")
+def scale_rows(rng: Rng) -> Iterator[Case]:
+    for kind, n, cols in grids(rng):
+        x, scale = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, 1)
+        yield Case(f"{kind} {n} x {cols}", ops.scale_rows, (Rows(x), Rows(scale)))
+
+
 @register("hadamard")
 def hadamard(rng: Rng) -> Iterator[Case]:
     for kind, n, block in [("normal", 1, 2), ("mixed", 5, 16), ("normal", 3, 32), ("huge", 2, 128), ("mixed", 4, 1024)]:
@@ -191,6 +198,8 @@ def take_columns(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
         x, order = KINDS[kind](rng, n, cols), rng.permutation(cols).astype(np.int32)
         yield Case(f"{kind} {n} x {cols}", ops.take_columns, (Rows(x), order))
+        some = rng.integers(-1, cols, cols // 2 + 3).astype(np.int32)  # more than once, or not at all
+        yield Case(f"some of {kind} {n} x {cols}", ops.take_columns, (Rows(x), some))
 
 
 @register("concat")
@@ -245,9 +254,10 @@ def rms_norm(rng: Rng) -> Iterator[Case]:
 
 @register("layer_norm")
 def layer_norm(rng: Rng) -> Iterator[Case]:
-    for kind, n, cols in grids(rng):
-        x, weight, eps = KINDS[kind](rng, n, cols), normal(rng, 2 * cols), 1e-5
-        y, wide = reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)
+    for i, (kind, n, cols) in enumerate(grids(rng)):
+        heads = i % 3 + 1  # of which each has its norm
+        x, weight, eps = KINDS[kind](rng, n, heads * cols), normal(rng, 2 * cols), 1e-5
+        y, wide = (z.reshape(-1, cols) for z in (reference(ops.layer_norm, x, weight, eps=eps), x.astype(float)))
         # The mean loses a rounding per term of a lane; a deviation that and its own; the variance twice a deviation's,
         # and as many as the mean; y has a part of the deviation's, and of the variance's half.
         terms, variance = (cols / LANES + 8) * EPS, wide.var(axis=1, keepdims=True)
@@ -257,7 +267,8 @@ def layer_norm(rng: Rng) -> Iterator[Case]:
         scaled = np.abs(y - weight[cols:])
         relative = 8 * EPS + spread / (variance + eps)
         bound = lost * scale * np.abs(weight[:cols]) + relative * scaled + 2 * EPS * np.abs(y) + 2 * TINY
-        yield Case(f"{kind} {n} x {cols}", ops.layer_norm, (Rows(x), weight), {"eps": eps}, bound)
+        args = (Rows(x), weight)
+        yield Case(f"{kind} {n} x {heads} x {cols}", ops.layer_norm, args, {"eps": eps}, bound.reshape(x.shape))
 
 
 @register("relu")
@@ -286,6 +297,19 @@ def silu_mul(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.silu_mul, (Rows(gate), Rows(up)), bound=bound)
 
 
+@register("clamped_swiglu")
+def clamped_swiglu(rng: Rng) -> Iterator[Case]:
+    attrs = {"alpha": 1.702, "limit": 7.0}
+    for kind, n, cols in grids(rng):
+        gate, up = KINDS[kind](rng, n, cols), KINDS[kind](rng, n, cols)
+        y = reference(ops.clamped_swiglu, gate, up, **attrs)
+        g, u = np.minimum(gate.astype(float), 7), np.clip(up.astype(float), -7, 7)
+        # As silu_mul, of an exponent with two roundings, which are its own size times as much in e^x.
+        exponent = np.abs(1.702 * g).clip(0, 90)
+        bound = (10 + 2 * exponent) * EPS * np.abs(y) + 6.1e-39 * np.abs(g * (u + 1)) + 9 * TINY
+        yield Case(f"{kind} {n} x {cols}", ops.clamped_swiglu, (Rows(gate), Rows(up)), attrs, bound)
+
+
 @register("relu2_mul")
 def relu2_mul(rng: Rng) -> Iterator[Case]:
     for kind, n, cols in grids(rng):
@@ -294,18 +318,31 @@ def relu2_mul(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.relu2_mul, (Rows(gate), Rows(up)), bound=bound)
 
 
+@register("gelu_tanh")
+def gelu_tanh(rng: Rng) -> Iterator[Case]:
+    for label, x, _ in gelu_inputs(rng):
+        yield Case(label, ops.gelu_tanh, (Rows(x),), bound=gelu_bound(x, reference(ops.gelu_tanh, x), 1))
+
+
 @register("gelu_tanh_mul")
 def gelu_tanh_mul(rng: Rng) -> Iterator[Case]:
+    for label, gate, up in gelu_inputs(rng):
+        bound = gelu_bound(gate, reference(ops.gelu_tanh_mul, gate, up), np.abs(up))
+        yield Case(label, ops.gelu_tanh_mul, (Rows(gate), Rows(up)), bound=bound)
+
+
+def gelu_inputs(rng: Rng) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     edges = np.array([0, -0.0, 0.5, -0.5, 3, -3, 9.9, -9.9, 10.1, -10.1, 1e13, -1e13, 1e-45], f32)
     edges = np.tile(edges, (3, 1))
     for kind, n, cols in [*grids(rng), ("edges", *edges.shape)]:
-        gate = edges if kind == "edges" else KINDS[kind](rng, n, cols)
-        up = normal(rng, n, cols)
-        y, x = reference(ops.gelu_tanh_mul, gate, up), np.abs(gate.astype(float))
-        # As silu_mul, of an exponent that is off by 6 roundings: those are its own size times as much in e^x.
-        exponent = np.minimum(1.6 * (x + 0.0448 * x**3), 89)
-        bound = (8 + 6 * exponent) * EPS * np.abs(y) + 6.1e-39 * x * np.abs(up) + (1 + np.abs(up)) * TINY
-        yield Case(f"{kind} {n} x {cols}", ops.gelu_tanh_mul, (Rows(gate), Rows(up)), bound=bound)
+        yield f"{kind} {n} x {cols}", edges if kind == "edges" else KINDS[kind](rng, n, cols), normal(rng, n, cols)
+
+
+def gelu_bound(x: np.ndarray, y: np.ndarray, times: Any) -> np.ndarray:
+    """As silu_mul, of an exponent that is off by 6 roundings: those are its own size times as much in e^x."""
+    x = np.abs(x.astype(float))
+    exponent = np.minimum(1.6 * (x + 0.0448 * x**3), 89)
+    return (8 + 6 * exponent) * EPS * np.abs(y) + 6.1e-39 * x * times + (1 + times) * TINY
 
 
 @register("soft_cap")
@@ -404,6 +441,14 @@ def spread(rng: Rng) -> Iterator[Case]:
     for (n, experts, k), cols in zip(CHOICES, (1, 17, 64, 100, 320, 33), strict=True):
         place = ops.line_up(choices(rng, n, experts, k), experts=experts)
         yield Case(f"{n} x {cols} to {k} places", ops.spread, (Rows(mixed(rng, n, cols)), Rows(place)))
+
+
+@register("owners")
+def owners(rng: Rng) -> Iterator[Case]:
+    for n, experts, k in CHOICES:
+        chosen = choices(rng, n, experts, k)
+        args = (Rows(chosen), Rows(ops.line_up(chosen, experts=experts)))
+        yield Case(f"{n} rows, {k} of {experts}", ops.owners, args)
 
 
 @register("gather")
@@ -653,9 +698,11 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         attrs["scale"] = head_dim**-0.5
         attrs["window"] = (0, 1, 5, 64, 0, 70, 255)[i % 7]
         attrs["cap"] = (0.0, 0.0, 0.0, 2.5)[i % 4]
-        args = (Rows(q), Session(kv_type, pos, 1, keys, values))
+        sinks = [] if i % 5 else [normal(rng, heads) * f32((1, 20)[i // 5 % 2])]
+        args = (Rows(q), Session(kv_type, pos, 1, keys, values), *sinks)
         bound = attention_bound(q, keys, values, heads, attrs, KV_TYPES[kv_type].bits)
         label = f"{kind} {n} x {heads}/{kv_heads} x {head_dim} at {pos}, window {attrs['window']}, cap {attrs['cap']}"
+        label += ", sinks" * len(sinks)
         yield Case(label, ops.attention, args, attrs, bound)
 
 
@@ -723,10 +770,11 @@ def short_conv(rng: Rng) -> Iterator[Case]:
         # A rounding for every tap, of which silu makes little more; then its own, as in silu_mul.
         lost = (taps + 1) * (EPS * np.abs(terms).sum(axis=0) + TINY)
         total = terms.sum(axis=0)
-        y = total / (1 + np.exp(-np.maximum(total, -700)))
+        silu = cols % 3 != 1
+        y = total / (1 + np.exp(-np.maximum(total, -700))) if silu else total
         bound = 1.1 * lost + 8 * EPS * np.abs(y) + 6.1e-39 * np.abs(total) + 2 * TINY
         session = Session(pos=pos, memory=before.ravel() if pos else None)
-        attrs = {"at": int(rng.integers(0, 40)), "taps": taps}
+        attrs = {"at": int(rng.integers(0, 40)), "taps": taps, "silu": silu}
         bounds = bound, np.zeros((taps - 1) * cols)
         yield Case(f"{kind} {n} x {cols} at {pos}", ops.short_conv, (Rows(x), weight, session), attrs, bounds)
 

@@ -205,17 +205,59 @@ def test_configurations_that_make_no_mixture(change, error):
         qwen3_moe.Config.read(qwen3_moe.TINY | change)
 
 
-def test_experts_in_several_formats_are_refused_by_these(checkpoint, tmp_path):
+def changed(checkpoint, folder, change):
+    """A copy whose matrices of experts in the first layer, called down, are what change(expert, matrix) gives."""
     from safetensors.numpy import load_file, save_file
 
     for name in ("config.json", "generation_config.json"):
-        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+        (folder / name).write_bytes((checkpoint / name).read_bytes())
     tensors = load_file(checkpoint / "model.safetensors")
-    name = "model.layers.0.mlp.experts.3.down_proj.weight"
-    tensors[name] = np.sign(tensors[name]) * np.float32(0.1)
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=r"experts in one format, and these come in b1\S*, f32"):
+    for e in range(7):
+        name = f"model.layers.0.mlp.experts.{e}.down_proj.weight"
+        tensors[name] = change(e, tensors[name])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def binary(values):
+    return np.sign(values) * np.float32(0.1)
+
+
+def test_floats_among_experts_make_all_of_them_floats(checkpoint, tmp_path):
+    import torch
+    import transformers
+
+    changed(checkpoint, tmp_path, lambda e, values: binary(values) if e == 3 else values)
+    with open_checkpoint(tmp_path) as source:
+        assert source.dtype("model.layers.0.mlp.experts.3.down_proj.weight").startswith("b1")
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        expected = oracle(torch.tensor([IDS])).logits[0].numpy()
+    assert tiny.relative(logits(tmp_path), expected) < 1e-4
+
+
+def test_experts_in_several_formats_are_refused_by_these(checkpoint, tmp_path):
+    changed(checkpoint, tmp_path, lambda e, values: binary(values) * (1 if e == 3 else np.abs(values) > 0.05))
+    with pytest.raises(UnsupportedModelError, match=r"experts in one format, and these come in b1\S*, q2"):
         Model.load(tmp_path)
+
+
+def test_experts_with_biases(tmp_path, monkeypatch):
+    """Converted, they are the same to the last bit; quantized, what they lose is what rounding loses."""
+    checkpoints = pytest.importorskip("checkpoints", reason="needs torch and transformers")
+    checkpoints.gpt_oss(tmp_path / "whole")
+    convert(tmp_path / "whole", tmp_path / "packed")
+    exact = logits(tmp_path / "whole")
+    np.testing.assert_array_equal(logits(tmp_path / "packed"), exact)
+    for method in ("rtn", "gptq"):
+        options = {"method": method, "calibration": Tokens("", 4)} if method == "gptq" else {}
+        convert(tmp_path / "whole", tmp_path / method, quantize="q6g64", **options)
+        assert 0 < tiny.relative(logits(tmp_path / method), exact) < 0.1
+    with open_checkpoint(tmp_path / "packed") as source, Model.load(tmp_path / "packed") as m:
+        weight = m.weights["layers.0.experts_down"]
+        assert source.shape("layers.0.experts_down.bias") == (7, 64)
+        np.testing.assert_array_equal(weight.experts[2].bias, weight.bias[2])
+        with pytest.raises(CorruptModelError, match="bias is float32"):
+            weight.with_bias(weight.bias[1:]).check("it")
 
 
 def test_what_no_expert_can_be(checkpoint, tmp_path):

@@ -125,6 +125,35 @@ HYBRID = dict(
 MIXED = ["Q6_K", "Q4_K", "Q4_0", "Q8_0", "F16", "Q5_K"]
 EXAONE = dict(head_dim=64, num_key_value_heads=2)
 GRANITE = dict(embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=3.0)
+SHARED = MIXTURE | dict(head_dim=64, shared_expert_intermediate_size=512, initializer_range=0.1)
+NEXT = SHARED | HYBRID | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))
+GRANITE_MOE = GRANITE | dict(
+    attention_multiplier=0.1, num_local_experts=4, num_experts_per_tok=2, initializer_range=0.1
+)
+LFM2 = dict(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, initializer_range=0.1)
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=256,
+    q_lora_rank=256,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=64,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=2,
+    moe_intermediate_size=256,
+    first_k_dense_replace=1,
+    initializer_range=0.1,
+)
+DEEPSEEK_YARN = dict(
+    rope_type="yarn",
+    rope_theta=1e4,
+    factor=8.0,
+    mscale=0.707,
+    mscale_all_dim=0.707,
+    original_max_position_embeddings=64,
+)
+GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
     "gemma2, other caps": (
@@ -146,6 +175,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), {}),
     # transformers lacks MiniCPM, which scales the same things: but its files do not speak of scores.
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), dict(arch="minicpm")),
+    "gpt-oss, of experts": ("gpt_oss", GPT_OSS, {}),
     "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), {}),
     "glm4": ("glm4", dict(head_dim=64), {}),
     "mixtral, of experts": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), {}),
@@ -163,12 +193,36 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         dict(keys={"olmo2.attention.sliding_window": 5}),
     ),
     "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), {}),
+    "command-r": ("cohere", dict(logit_scale=0.25, use_qk_norm=True), {}),
+    "cohere2": ("cohere2", dict(num_hidden_layers=4, sliding_window=3), {}),
+    "arcee": ("arcee", {}, {}),
+    "starcoder2": ("starcoder2", {}, {}),
+    "nemotron": ("nemotron", dict(head_dim=64), {}),
+    "stablelm": ("stablelm", {}, {}),
+    "stablelm, parallel": ("stablelm", dict(use_parallel_residual=True, use_qkv_bias=True), {}),
+    "ernie4_5": ("ernie4_5", dict(head_dim=64), {}),
+    "granite, of experts": ("granitemoe", GRANITE_MOE, {}),
+    "lfm2": ("lfm2", LFM2, {}),
+    "deepseek2, of experts": ("deepseek_v2", LATENT | dict(q_lora_rank=None, routed_scaling_factor=2.0), {}),
+    "deepseek2, of experts, newer": (
+        "deepseek_v2",
+        LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
+        dict(newer=True),
+    ),
+    "internlm2": ("llama", {}, dict(arch="internlm2")),
+    "exaone": ("llama", {}, dict(arch="exaone")),
+    "qwen3vl": ("qwen3", dict(head_dim=128), dict(arch="qwen3vl")),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
     "qwen2": ("qwen2", {}, {}),
     "qwen3": ("qwen3", dict(head_dim=128), {}),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, {}),
+    "qwen2 of experts": ("qwen2_moe", SHARED | dict(norm_topk_prob=False), {}),
+    "qwen35 of experts": ("qwen3_5_moe_text", SHARED | HYBRID, {}),
+    "qwen35 of experts, newer": ("qwen3_5_moe_text", SHARED | HYBRID, dict(newer=True)),
+    "qwen3next, of experts": ("qwen3_next", NEXT, {}),
+    "qwen3next, of experts, newer": ("qwen3_next", NEXT, dict(newer=True)),
     "olmoe, of experts": ("olmoe", dict(num_experts=4, num_experts_per_tok=2), {}),
     "phi3": ("phi3", dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)), {}),
     "qwen35": ("qwen3_5_text", HYBRID, {}),
@@ -195,6 +249,7 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "gemma3": ("gemma3_text", GEMMA | dict(sliding_window=512, num_hidden_layers=7), ["F16", "Q8_0"]),
     "granite": ("granite", GRANITE | dict(attention_multiplier=0.1), MIXED),
     "minicpm": ("granite", GRANITE | dict(attention_multiplier=0.125), MIXED),
+    "gpt-oss": ("gpt_oss", GPT_OSS, ["MXFP4", "Q8_0", "F16"]),
     "gemma": ("gemma", dict(head_dim=64, tie_word_embeddings=True), MIXED),
     "glm4": ("glm4", dict(head_dim=64), MIXED),
     "mixtral": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2), ["F16"]),
@@ -202,22 +257,48 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "olmo2": ("olmo2", dict(num_key_value_heads=4), MIXED),
     "exaone4": ("exaone4", EXAONE | dict(sliding_window=None, layer_types=["full_attention"] * 2), DENSE),
     "seed_oss": ("seed_oss", dict(head_dim=64, attention_bias=True), MIXED),
+    "command-r": ("cohere", dict(logit_scale=0.25), MIXED),
+    "cohere2": ("cohere2", dict(num_hidden_layers=4, sliding_window=3), MIXED),
+    "arcee": ("arcee", {}, MIXED),
+    "starcoder2": ("starcoder2", {}, MIXED),
+    "nemotron": ("nemotron", dict(head_dim=64), MIXED),
+    "stablelm": ("stablelm", {}, MIXED),
+    "ernie4_5": ("ernie4_5", dict(head_dim=64), MIXED),
+    "granitemoe": ("granitemoe", GRANITE_MOE, ["F16"]),
+    "lfm2": ("lfm2", LFM2, ["F16", "Q8_0"]),
+    "deepseek2": (
+        "deepseek_v2",
+        LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
+        ["F16"],
+    ),
+    "internlm2": ("llama", {}, MIXED),
+    "exaone": ("llama", {}, MIXED),
+    "qwen2vl": ("qwen2", {}, MIXED),
+    "qwen3vl": ("qwen3", dict(head_dim=128), MIXED),
+    "qwen3vlmoe": ("qwen3_moe", MIXTURE, ["F16"]),
     "smollm3": ("smollm3", dict(num_hidden_layers=5), MIXED),
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
     "olmoe": ("olmoe", dict(num_experts=4, num_experts_per_tok=2, num_key_value_heads=4), ["F16"]),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, ["Q8_0", "Q4_K", "F16"]),
+    "qwen2 of experts": ("qwen2_moe", SHARED | dict(norm_topk_prob=False), ["F16", "Q8_0"]),
+    "qwen35 of experts": ("qwen3_5_moe_text", SHARED | HYBRID, ["F16"]),
+    "qwen3next": ("qwen3_next", NEXT, ["F16"]),
     "phi3": ("phi3", {}, ["Q8_0", "BF16"]),
     "qwen35": ("qwen3_5_text", HYBRID, ["F16", "Q8_0"]),
     "bitnet": ("bitnet", dict(hidden_act="silu", tie_word_embeddings=True), ["F16", "TQ1_0", "TQ2_0"]),
 }
 
 
+OTHER_NAMES = ("minicpm", "internlm2", "exaone", "qwen2vl", "qwen3vl", "qwen3vlmoe")  # than their models'
+
+
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    options = {"arch": name} if name == "minicpm" else {}
+    seeing = {"keys": {f"{name}.rope.dimension_sections": [24, 20, 20, 0]}} if "vl" in name else {}
+    options = ({"arch": name} if name in OTHER_NAMES else {}) | seeing
     files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:

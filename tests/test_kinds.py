@@ -633,3 +633,91 @@ def test_any_parts_and_settings_are_read_or_refused(tmp_path_factory, method, sa
     write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
     with contextlib.suppress(LutraError):
         read_all(folder)
+
+
+# --- MXFP4, as gpt-oss has it
+
+
+def changed_tensors(folder: Path, change: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+MLP = "model.layers.1.mlp.experts"
+
+
+def test_mxfp4(tmp_path, low_bit):
+    """As transformers decodes it."""
+    import checkpoints
+    import torch
+
+    reference = checkpoints.gpt_oss(tmp_path, packed=True)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.kind == "mxfp4"
+        for i, layer in enumerate(reference.model.layers):
+            theirs = layer.mlp.experts
+            for name, due in {
+                "gate_proj.weight": theirs.gate_up_proj[4, :, 0::2].T,
+                "up_proj.weight": theirs.gate_up_proj[4, :, 1::2].T,
+                "down_proj.weight": theirs.down_proj[4].T,
+                "up_proj.bias": theirs.gate_up_proj_bias[4, 1::2],
+            }.items():
+                name = f"model.layers.{i}.mlp.experts.4.{name}"
+                assert checkpoint.dtype(name) == ("F32" if name.endswith("bias") else "mxfp4")
+                np.testing.assert_array_equal(to_float32(checkpoint.tensor(name)), due.detach().numpy(), name)
+    with torch.no_grad():
+        expected = reference(torch.tensor([IDS])).logits[0].numpy()
+    convert(tmp_path, tmp_path / "packed")
+    with Model.load(tmp_path) as m, Model.load(tmp_path / "packed") as packed:
+        got = m.session().logits(IDS)
+        np.testing.assert_array_equal(packed.session().logits(IDS), got)
+    off = np.abs(got - expected).max(axis=1) / np.abs(expected).max()
+    assert np.median(off) < ROUNDED  # of a token: rounding can tip which experts one chooses
+
+
+def test_mxfp4_of_scales_that_float16_lacks(tmp_path, low_bit):
+    """Blocks of zeros may have any; others make all experts' matrices floats."""
+    import checkpoints
+
+    checkpoints.gpt_oss(tmp_path, packed=True, num_hidden_layers=2)
+
+    def zeros(tensors: Any) -> None:
+        tensors[f"{MLP}.down_proj_blocks"][3, 5, 1] = 0x80
+        tensors[f"{MLP}.down_proj_scales"][3, 5, 1] = 0
+
+    def small(tensors: Any) -> None:
+        tensors[f"{MLP}.down_proj_blocks"][3, 5, 1] = 0x12
+        tensors[f"{MLP}.down_proj_scales"][3, 5, 1] = 60
+
+    for change, format, value in ((zeros, "mxfp4", 0), (small, "F32", 2.0**-67)):
+        changed_tensors(tmp_path, change)
+        with open_checkpoint(tmp_path) as checkpoint:
+            matrix = f"{MLP}.3.down_proj.weight"
+            assert checkpoint.dtype(matrix) == checkpoint.dtype(f"{MLP}.0.down_proj.weight") == format
+            assert to_float32(checkpoint.tensor(matrix))[5, 32] == value
+        with Model.load(tmp_path) as m:
+            assert np.isfinite(m.session().logits(IDS)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop(f"{MLP}.down_proj_scales"), "blocks and no scales"),
+        (lambda t: t.pop(f"{MLP}.down_proj_blocks"), "scales and no blocks"),
+        (lambda t: t.update({f"{MLP}.down_proj_blocks": t[f"{MLP}.down_proj_blocks"][:, :-1]}), "scales"),
+        (lambda t: t.update({f"{MLP}.down_proj_blocks": np.zeros((7, 0, 2, 16), np.uint8)}), "has the shape"),
+        (lambda t: t[f"{MLP}.down_proj_scales"].fill(255), "no numbers"),
+        (lambda t: t.update({f"{MLP}.gate_up_proj_bias": t[f"{MLP}.gate_up_proj_bias"][:, 1:]}), "as many others"),
+        (lambda t: t.update({f"{MLP}.gate_up_proj_bias": t[f"{MLP}.gate_up_proj_bias"][1:]}), "some have none"),
+    ],
+)
+def test_damaged_mxfp4_is_refused(tmp_path, low_bit, change, says):
+    import checkpoints
+
+    checkpoints.gpt_oss(tmp_path, packed=True)
+    changed_tensors(tmp_path, change)
+    with pytest.raises(CorruptModelError, match=says):
+        Model.load(tmp_path)

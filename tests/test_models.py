@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from lutra import native
-from lutra.models import ministral3
+from lutra.models import deepseek_v2, lfm2, ministral3
 from lutra.runtime import formats
 from lutra.runtime.cache import KV_TYPES
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
@@ -81,7 +81,8 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     with tiny.model(arch) as m:
         last = next(role for role in ("layers.1.down", "layers.1.experts_down") if role in m.weights)
         norm = next(role for role in ("layers.0.attn_norm", "layers.0.attn_out_norm") if role in m.weights)
-        for role in {"embed", "layers.1.qkv", norm, last}:
+        first = next(role for role in ("layers.1.qkv", "layers.1.kv_a") if role in m.weights)
+        for role in {"embed", first, norm, last}:
             wrong = m.weights[role]
             if isinstance(wrong, Packed):
                 *_, rows, cols = wrong.shape
@@ -128,6 +129,36 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
 def test_configurations_that_make_no_model(change, error):
     with pytest.raises(error):
         ARCHITECTURES[0].Config.read(ARCHITECTURES[0].TINY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"topk_method": "group_limited_greedy"}, UnsupportedModelError),
+        ({"scoring_func": "sigmoid"}, UnsupportedModelError),
+        ({"v_head_dim": 40}, UnsupportedModelError),
+        ({"kv_lora_rank": 0}, CorruptModelError),
+        ({"qk_rope_head_dim": 7}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_deepseek(change, error):
+    with pytest.raises(error):
+        deepseek_v2.Config.read(deepseek_v2.TINY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"conv_bias": True}, UnsupportedModelError),
+        ({"layer_types": None}, CorruptModelError),
+        ({"layer_types": ["conv", 3, "conv"]}, CorruptModelError),
+        ({"conv_L_cache": 0}, CorruptModelError),
+        ({"block_auto_adjust_ff_dim": True, "block_multiple_of": 0}, CorruptModelError),
+    ],
+)
+def test_configurations_that_make_no_lfm2(change, error):
+    with pytest.raises(error):
+        lfm2.Config.read(lfm2.TINY | change)
 
 
 # ---- against transformers
@@ -315,6 +346,104 @@ def _recipes():
         "glm": lambda f: c.dense(f, "Glm", head_dim=16, attention_bias=True),
         "glm4": lambda f: c.dense(f, "Glm4", head_dim=16, attention_bias=True),
         "mixtral": lambda f: c.mixture(f, "Mixtral"),
+        "qwen2-moe": lambda f: c.mixture(f, "Qwen2Moe", **c.SHARED),
+        "qwen2-moe-mixed-bf16": lambda f: c.mixture(
+            f,
+            "Qwen2Moe",
+            torch.bfloat16,
+            **c.SHARED,
+            num_hidden_layers=5,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+        ),
+        "qwen3.5-moe": lambda f: c.hybrid(f, name="Qwen3_5Moe", **c.SHARED),
+        "qwen3.5-moe-stacked": lambda f: c.stacked(f, c.hybrid(f, name="Qwen3_5Moe", **c.SHARED)),
+        "qwen3-next": lambda f: c.hybrid(f, name="Qwen3Next", **c.SHARED),
+        "qwen3-next-mixed": lambda f: c.hybrid(
+            f,
+            name="Qwen3Next",
+            **c.SHARED,
+            mlp_only_layers=[1],
+            linear_num_value_heads=6,
+            norm_topk_prob=False,
+            tie_word_embeddings=True,
+        ),
+        "gpt-oss": lambda f: c.gpt_oss(f, num_hidden_layers=3),
+        "gpt-oss-tied-bf16": lambda f: c.gpt_oss(
+            f, torch.bfloat16, tie_word_embeddings=True, num_key_value_heads=1, intermediate_size=36
+        ),
+        "cohere": lambda f: c.dense(f, "Cohere"),
+        "cohere-norms-bf16": lambda f: c.dense(
+            f, "Cohere", torch.bfloat16, use_qk_norm=True, attention_bias=True, tie_word_embeddings=False
+        ),
+        "cohere2": lambda f: c.dense(f, "Cohere2", num_hidden_layers=5, sliding_window=5),
+        "cohere2-listed": lambda f: c.dense(
+            f,
+            "Cohere2",
+            sliding_window=3,
+            num_key_value_heads=1,
+            layer_types=["full_attention", "sliding_attention"],
+        ),
+        "arcee": lambda f: c.dense(f, "Arcee"),
+        "arcee-bias-bf16": lambda f: c.dense(
+            f, "Arcee", torch.bfloat16, mlp_bias=True, attention_bias=True, head_dim=24, tie_word_embeddings=True
+        ),
+        "starcoder2": lambda f: c.dense(f, "Starcoder2"),
+        "starcoder2-window-bf16": lambda f: c.dense(
+            f, "Starcoder2", torch.bfloat16, use_bias=False, sliding_window=5, tie_word_embeddings=False
+        ),
+        "nemotron": lambda f: c.dense(f, "Nemotron", head_dim=24),
+        "nemotron-bias-bf16": lambda f: c.dense(f, "Nemotron", torch.bfloat16, mlp_bias=True, attention_bias=True),
+        "stablelm": lambda f: c.dense(f, "StableLm", tie_word_embeddings=True),
+        "stablelm-parallel-bf16": lambda f: c.dense(
+            f, "StableLm", torch.bfloat16, use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
+        ),
+        "ernie4.5": lambda f: c.dense(f, "Ernie4_5"),
+        "ernie4.5-bias": lambda f: c.dense(f, "Ernie4_5", use_bias=True, head_dim=24, tie_word_embeddings=False),
+        "granite-moe": lambda f: c.dense(f, "GraniteMoe", **c.GRANITE),
+        "granite-moe-tied-bf16": lambda f: c.dense(
+            f, "GraniteMoe", torch.bfloat16, **c.GRANITE | dict(num_experts_per_tok=1, tie_word_embeddings=True)
+        ),
+        "lfm2": lambda f: c.dense(
+            f, "Lfm2", initializer_range=0.1, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"]
+        ),
+        "lfm2-untied-bf16": lambda f: c.dense(
+            f,
+            "Lfm2",
+            torch.bfloat16,
+            initializer_range=0.1,
+            num_hidden_layers=5,
+            full_attn_idxs=[0, 2],
+            conv_L_cache=4,
+            block_auto_adjust_ff_dim=False,
+            tie_word_embeddings=False,
+        ),
+        "deepseek-v2": lambda f: c.dense(f, "DeepseekV2", **c.LATENT),
+        "deepseek-v2-yarn-bf16": lambda f: c.dense(
+            f,
+            "DeepseekV2",
+            torch.bfloat16,
+            **c.LATENT
+            | dict(
+                q_lora_rank=None,
+                v_head_dim=24,
+                tie_word_embeddings=True,
+                max_position_embeddings=512,
+                rope_parameters={
+                    "rope_type": "yarn",
+                    "rope_theta": 10000.0,
+                    "factor": 8.0,
+                    "mscale": 0.707,
+                    "mscale_all_dim": 0.707,
+                    "original_max_position_embeddings": 64,
+                },
+            ),
+        ),
+        "qwen3-vl": lambda f: c.qwen_with_images(f, "Qwen3VL"),
+        "qwen2.5-vl": lambda f: c.qwen_with_images(f, "Qwen2_5_VL"),
+        "qwen2.5-vl-flat": lambda f: c.qwen_with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
@@ -329,7 +458,12 @@ NAMES = [
     *["qwen3.5", "qwen3.5-tied-bf16", "qwen3.5-wide", "qwen3.5-with-images"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
-    *["gemma", "glm", "glm4", "mixtral"],
+    *["gemma", "glm", "glm4", "mixtral", "gpt-oss", "gpt-oss-tied-bf16"],
+    *["cohere", "cohere-norms-bf16", "cohere2", "cohere2-listed", "arcee", "arcee-bias-bf16"],
+    *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
+    *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
+    *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen3-vl", "qwen2.5-vl", "qwen2.5-vl-flat"],
+    *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],
 ]
@@ -362,6 +496,10 @@ GREEDY = [
     "qwen3-moe",
     "opt",
     "opt-350m",
+    "gpt-oss",
+    "qwen3-next",
+    "lfm2",
+    "deepseek-v2",
     "qwen3.5",
     "qwen3.5-wide",
 ]

@@ -228,6 +228,20 @@ def test_eos_ids_are_gathered_from_everywhere(tmp_path):
     assert load_tokenizer(folder, {"eos_token_id": None}).eos_ids == {7, 9, eos, eot}
 
 
+def test_what_ends_a_thought_ends_no_turn(tmp_path):
+    """gpt-oss says <|end|> before its answer, whatever files say, and <|return|> behind it; Phi says <|end|> only."""
+    folder = make_byte_level(tmp_path)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"<think>"', '"<|end|>"'))
+    before = load_tokenizer(folder)
+    end = before._backend.token_id("<|end|>")
+    assert end in before.eos_ids
+    path.write_text(path.read_text().replace('"</think>"', '"<|return|>"'))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    after = load_tokenizer(folder)
+    assert after.eos_ids == before.eos_ids - {end} | {after._backend.token_id("<|return|>")}
+
+
 def test_bos_policy(tmp_path):
     assert load_tokenizer(make_byte_level(tmp_path / "a")).encode("a")[0] == 0
     plain = load_tokenizer(make_byte_fallback(tmp_path / "b"))

@@ -172,7 +172,7 @@ class _Experts:
     A text that did not choose it meets the others there with no rows.
     """
 
-    codec, stack = _Stop.codec, _Stop.stack
+    codec, stack, bias = _Stop.codec, _Stop.stack, _Stop.bias
 
     def __init__(self, shape: tuple[int, ...], stops: list[_Stop]):
         self.shape, self._stops = shape, stops

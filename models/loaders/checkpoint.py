@@ -66,8 +66,9 @@ class Checkpoint:
         ``rope_type``, or None), ``torch_dtype`` and ``tie_word_embeddings`` are always there, whichever
         layout the file had. Keys of ours: ``rope_interleaved`` is true where RoPE turns neighbours
         (2j, 2j+1) instead of the halves (j, j+D/2); ``norm_offset`` is what is added to Gemma's and Qwen3.5's
-        norms, 1 unless a container has done it; ``linear_heads_tiled`` and ``linear_rates_as_logarithms`` say
-        how a container stores Qwen3.5's (models/qwen3_5_text.py).
+        norms, 1 unless a container has done it; ``linear_heads_tiled``, ``linear_rates_as_logarithms``,
+        ``linear_qkvz_by_head`` and ``linear_gates_by_head`` say how a container stores Qwen3.5's and Qwen3-Next's
+        (models/qwen3_5_text.py).
         A "lutra" checkpoint's configuration is left exactly as it is on disk.
     metadata: the strings a weight file carries about itself (safetensors ``__metadata__``).
     tokenizer_files: makes the tokenizer's files by name, such as "tokenizer.model", where they do not lie in ``path``

@@ -14,9 +14,9 @@ from itertools import accumulate
 import numpy as np
 
 from lutra import native
-from lutra.models.loaders.grids import is_half
+from lutra.models.loaders import mxfp4
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, codec, to_float32
+from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, to_float32
 from lutra.runtime.formats._blocks import is_finite
 
 __all__ = ["FLOATS", "SHARED", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
@@ -89,10 +89,8 @@ def _by_rows(matrix: Coded) -> Coded | None:
     return Coded(signs, scale) if np.array_equal(matrix.scale[used], (used * scale)[used]) else None
 
 
-def _floating(matrix: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
-    """mxfp4 where float16 holds all its powers of two, else F32."""
-    parts = (matrix(part) for part in _parts(blocks))
-    return "mxfp4" if all(is_half(part.scale) for part in parts if isinstance(part, Codebook)) else "F32"
+def _floating(_: Callable[[Blocks], Matrix], blocks: Blocks) -> str:
+    return mxfp4.format_of(blocks[:, :, 0], blocks[:, :, 1:])
 
 
 def _parts(blocks: Blocks) -> list[Blocks]:
@@ -263,10 +261,7 @@ _FOURS = _sherry()
 
 
 def _mxfp4(b: Blocks) -> Codebook:
-    values = np.array(codec("mxfp4")._FORMAT.values, np.float32)
-    with np.errstate(over="ignore"):
-        scale = np.exp2(b[:, :, 0].astype(np.float32) - 127)
-    return Codebook(_codes(b, (1, 16, 4, 16)), values, scale, 32)
+    return mxfp4.codebook(_codes(b, (1, 16, 4, 16)), b[:, :, 0])
 
 
 def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:

@@ -57,13 +57,48 @@ def read(path: Path) -> Checkpoint:
     for name, tensor in tensors.items():
         factor = tensors.get(model.factors.get(name, ""))
         if name in model.names and "{}" in model.names[name]:
-            entries |= {model.names[name].format(e): part.entry(model.bitnet) for e, part in enumerate(tensor.parts())}
+            for e, part in enumerate(tensor.parts()):
+                entries |= _of_expert(model.names[name].format(e), part, model.bitnet)
+        elif name.endswith(gguf_names.APART):
+            entries |= _keys_and_values(tensors, name.rpartition(".attn_")[0])
         elif name in model.names:
             entries[model.names[name]] = tensor.entry(model.bitnet, factor)
     config = model.config(lambda name: tensors[name].floats())
     notes = [*model.notes, *prism.rotate(metadata, model.names, entries, config)]
     tokenizer = partial(gguf_tokenizer.files, metadata)
     return Checkpoint(path, "gguf", config, entries, tuple(files), notes=notes, tokenizer_files=tokenizer)
+
+
+def _keys_and_values(tensors: dict[str, Tensor], layer: str) -> dict[str, Entry]:
+    """DeepSeek's kv_b_proj, whose rows for keys files of 2025 have apart, and transposed; nothing if it is there, too.
+
+    Keys [heads, rank, columns], values [heads, columns, rank]. As floats: blocks lie along the other dimension.
+    """
+    keys, values = (tensors.get(f"{layer}.attn_{x}_b.weight") for x in "kv")
+    if f"{layer}.attn_kv_b.weight" in tensors:
+        return {}
+    if keys is None or values is None or len(keys.shape) != 3 or keys.shape[:2] != values.shape[::2]:
+        raise CorruptModelError(f"{layer!r:.80} has keys and values that do not fit together", "Download it again.")
+    (heads, rank, columns), more = keys.shape, values.shape[1]
+
+    def read() -> np.ndarray:
+        each = ([to_float32(part.entry(False).read()) for part in whole.parts()] for whole in (keys, values))
+        return np.concatenate([part for k, v in zip(*each, strict=True) for part in (k.T, v)])
+
+    name = f"model.layers.{layer.rpartition('.')[2]}.self_attn.kv_b_proj.weight"
+    return {name: Entry("F32", (heads * (columns + more), rank), read)}
+
+
+def _of_expert(name: str, tensor: Tensor, bitnet: bool) -> dict[str, Entry]:
+    """An expert's tensor; or both, where gates lie above what is up."""
+    if ".gate_up_proj" not in name:
+        return {name: tensor.entry(bitnet)}
+    rows, *rest = tensor.shape
+    if rows % 2:
+        raise CorruptModelError(f"{tensor.name!r:.80}: {rows} rows are not gates and as many others")
+    halves = replace(tensor, shape=(2, rows // 2, *rest)).parts()
+    names = (name.replace(".gate_up_proj", f".{half}_proj") for half in ("gate", "up"))
+    return {own: half.entry(bitnet) for own, half in zip(names, halves, strict=True)}
 
 
 def _parts(path: Path) -> list[Path]:
@@ -262,6 +297,7 @@ class GGUFFile:
         ends = dict(pairwise(begins))
         for name, shape, type_, offset in rows:
             begin = start + offset
+            shape = (1, *shape) if name.endswith(gguf_names.SINGLE_ROW) and len(shape) == 1 else shape
             yield Tensor(self._file, name, shape, type_, begin, ends.get(begin, begin) - begin)
 
 

@@ -21,7 +21,12 @@ __all__ = ["Model", "model_of"]
 Metadata = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {
+    "token_embd": "model.embed_tokens",
+    "token_embd_norm": "model.embedding_norm",  # of LFM2, and its last one
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -41,7 +46,14 @@ LAYER = {
     "ffn_gate_exps": "mlp.experts.{}.gate_proj",  # every expert's, one behind the other
     "ffn_up_exps": "mlp.experts.{}.up_proj",
     "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_up_exps": "mlp.experts.{}.gate_up_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+APART = (".attn_k_b.weight", ".attn_v_b.weight")  # which make one matrix
+SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,41 @@ QWEN35 = {
     "ssm_out": "linear_attn.out_proj",
 }
 QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
+QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
+QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
+SHARED = "mlp.shared_experts"
+DEEPSEEK2 = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
+}
+LFM2 = {
+    "attn_norm": "operator_norm",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "attn_output": "self_attn.out_proj",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
 ARCHS = {
+    "arcee": Arch("arcee", NEIGHBOURS),
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "command-r": Arch("cohere"),
+    "cohere2": Arch("cohere2"),
+    "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
+    "ernie4_5": Arch("ernie4_5"),
+    "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
     "glm4": Arch(
         "glm4",
@@ -87,12 +130,35 @@ ARCHS = {
             "post_ffw_norm": "post_mlp_layernorm",
         },
     ),
+    "gpt-oss": Arch(
+        "gpt_oss",
+        layer={
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_gate_inp": "mlp.router",
+            "attn_sinks.weight": "self_attn.sinks",
+        },
+    ),
     "granite": Arch("granite", NEIGHBOURS),
+    "granitemoe": Arch(
+        "granitemoe",
+        NEIGHBOURS,
+        {
+            "ffn_gate_inp": f"{MOE}.router.layer",
+            "ffn_gate_exps": f"{MOE}.experts.{{}}.gate_proj",
+            "ffn_up_exps": f"{MOE}.experts.{{}}.up_proj",
+            "ffn_down_exps": f"{MOE}.experts.{{}}.down_proj",
+        },
+    ),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
         layer={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     ),
+    "internlm2": Arch("llama", NEIGHBOURS),
+    "lfm2": Arch("lfm2", {"block_auto_adjust_ff_dim": False}, LFM2),
     "llama": Arch("llama", NEIGHBOURS),
+    "nemotron": Arch("nemotron", {"norm_offset": 0}),
+    "stablelm": Arch("stablelm"),
+    "starcoder2": Arch("starcoder2", layer={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     "bitnet": Arch("bitnet", {"hidden_act": "silu"}),
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
@@ -105,7 +171,13 @@ ARCHS = {
     "smollm3": Arch("smollm3", NEIGHBOURS),
     "qwen3": Arch("qwen3"),
     "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
+    "qwen2vl": Arch("qwen2"),  # of those that see, the text part
+    "qwen3vl": Arch("qwen3"),
+    "qwen3vlmoe": Arch("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen2moe": Arch("qwen2_moe", {"norm_topk_prob": False}),
     "qwen35": Arch("qwen3_5_text", QWEN35_AS_STORED, QWEN35),
+    "qwen35moe": Arch("qwen3_5_moe_text", QWEN35_AS_STORED | {"norm_topk_prob": True}, QWEN35),
+    "qwen3next": Arch("qwen3_next", QWEN3NEXT_AS_STORED, QWEN3NEXT),
 }
 MIXTRAL = Arch(  # which files call llama, too
     "mixtral",
@@ -124,6 +196,7 @@ CHANGING = {
     "expert_count": 0,
     "expert_shared_count": 0,
     "expert_weights_scale": 0.0,
+    "expert_weights_norm": False,
     "expert_gating_func": 1,  # softmax
     "use_parallel_residual": False,
     "attention.causal": True,
@@ -139,15 +212,26 @@ CHANGING = {
     "pooling_type": 0,
     "nextn_predict_layers": 0,
 }
+GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "deepseek2": {"expert_count", "expert_shared_count", "expert_weights_scale"},
+    "command-r": {"logit_scale"},
+    "cohere2": {"logit_scale"},
     "llama": {"expert_count"},
-    "granite": {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
+    "gpt-oss": {"expert_count"},
+    "granite": GRANITE,
+    "granitemoe": GRANITE | {"expert_count"},
+    "stablelm": {"use_parallel_residual"},
     "olmoe": {"expert_count"},
+    "qwen2moe": {"expert_count"},
     "qwen3moe": {"expert_count"},
+    "qwen3vlmoe": {"expert_count"},
+    "qwen3next": {"expert_count", "nextn_predict_layers"},
     "minicpm": {"embedding_scale", "residual_scale", "logit_scale"},
     "qwen35": {"nextn_predict_layers"},
+    "qwen35moe": {"expert_count", "nextn_predict_layers"},
 }
 SCALED = {("gemma2", 46), ("gemma3", 62)}  # 27B: scores are scaled by the width of a head in the residual stream
 
@@ -257,20 +341,25 @@ def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
 
 def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -> dict[str, Any]:
     hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
-    head_dim = keys.size("attention.key_length", hidden // heads)
-    if keys.size("attention.value_length", head_dim) != head_dim:
+    head_dim = keys.size("attention.key_length_mla", keys.get("attention.key_length", hidden // heads))
+    value_dim = keys.size("attention.value_length_mla", keys.get("attention.value_length", head_dim))
+    if value_dim != head_dim and keys.arch != "deepseek2":
         raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
-    turning = keys.size("rope.dimension_count", head_dim)
+    turning, layer_eps = keys.size("rope.dimension_count", head_dim), keys.get("attention.layer_norm_epsilon")
+    kinds = _convolving(keys) if keys.arch == "lfm2" else {}
+    kv_heads = kinds.pop("num_key_value_heads", None) or keys.size("attention.head_count_kv", heads)
     config = {
         "model_type": arch.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.size("block_count") - len(_guessing(keys)),
-        "intermediate_size": keys.size("feed_forward_length"),
+        "intermediate_size": keys.size("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.size("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": keys.size("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", layer_eps),
+        "layer_norm_eps": layer_eps,
+        "use_parallel_residual": keys.get("use_parallel_residual", False),
         "vocab_size": shapes.get("token_embd.weight", (0,))[0] or keys.size("vocab_size"),
         "rope_theta": float(keys.number("rope.freq_base", 10000.0)),
         "partial_rotary_factor": turning / head_dim,
@@ -280,19 +369,27 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         "torch_dtype": "float32",
         **arch.config,
         **_pattern(keys),
+        **kinds,
     }
     if activation := keys.get("hidden_activation") or keys.get("hidden_act"):
         config["hidden_act"] = activation
     if keys.get("expert_count"):
         config |= _mixture(keys, shapes, config)
-    if keys.arch == "granite":
+    if keys.arch in ("granite", "granitemoe"):
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if keys.arch == "deepseek2":
+        config |= _deepseek(keys, head_dim, value_dim, turning)
+    if keys.arch in ("command-r", "cohere2"):
+        config["logit_scale"] = keys.number("logit_scale", 0.0) or 1.0
+        config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
     if keys.arch in ("gemma2", "gemma3"):
         config |= _gemma(keys, config)
-    if keys.arch == "qwen35":
+    if keys.arch in ("qwen35", "qwen35moe", "qwen3next"):
         config |= _qwen35(keys)
+    if keys.arch == "qwen3next":
+        config["linear_qkvz_by_head"] = any(".ssm_in." in name for name in shapes)  # in files of 2025
     return config
 
 
@@ -304,12 +401,41 @@ def _pattern(keys: _Keys) -> dict[str, Any]:
     return {} if pattern is None else {"sliding_window_pattern": pattern}
 
 
+def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[str, Any]:
+    return {
+        "q_lora_rank": keys.get("attention.q_lora_rank"),
+        "kv_lora_rank": keys.size("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": head_dim - turning,
+        "v_head_dim": value_dim,
+        "n_routed_experts": keys.size("expert_count"),
+        "n_shared_experts": keys.get("expert_shared_count"),
+        "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
+        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+    }
+
+
+def _convolving(keys: _Keys) -> dict[str, Any]:
+    """LFM2's layers: those without heads of keys convolve."""
+    heads = keys.get("attention.head_count_kv")
+    if not isinstance(heads, np.ndarray) or not (heads[heads > 0] == heads.max()).all() or heads.max() < 1:
+        raise CorruptModelError(f"the file says {keys.arch}.attention.head_count_kv is {heads!r:.80}")
+    return {
+        "num_key_value_heads": int(heads.max()),
+        "layer_types": ["full_attention" if each else "conv" for each in heads.tolist()],
+        "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "conv_L_cache": keys.size("shortconv.l_cache"),
+    }
+
+
 def _mixture(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, Any]:
     layers = range(config["num_hidden_layers"])
     return {
         "num_experts": keys.size("expert_count"),
         "num_experts_per_tok": keys.size("expert_used_count"),
         "moe_intermediate_size": keys.size("expert_feed_forward_length", config["intermediate_size"]),
+        "shared_expert_intermediate_size": keys.get("expert_shared_feed_forward_length"),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
     }
 
@@ -371,10 +497,15 @@ def _scaling(keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -
     factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "yarn":
         said = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
-        if keys.get("rope.scaling.yarn_log_multiplier"):
+        weight = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
+        if weight and keys.arch == "deepseek2":
+            said |= {"mscale": weight, "mscale_all_dim": weight}
+        elif weight:
             raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.yarn_log_multiplier")
         if (magnitude := keys.get("rope.scaling.attn_factor")) is not None:
             said["attention_factor"] = (0.1 * math.log(factor) + 1.0) * magnitude
+        if keys.arch == "gpt-oss":
+            said["truncate"] = False  # as the model was trained; files do not say it
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **said}
     if kind in ("none", "linear"):
         return {"rope_type": "linear", "factor": factor} if factor not in (0.0, 1.0) else None

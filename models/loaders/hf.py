@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
+from lutra.models.loaders.expert_stacks import split_experts
 from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
@@ -41,6 +42,7 @@ def read(path: Path) -> Checkpoint:
         source.kind = "lutra"
     else:
         take_text(source)
+        split_experts(source)
         source.entries = {name: _matrix(entry) for name, entry in source.entries.items()}
         _decode(source, files)
         source.config = normalized(source.config, source.entries)

@@ -1,7 +1,8 @@
 """The text model in a checkpoint that holds more, which is whole without the rest.
 
 Models of text and images, as Gemma 3's larger ones and Qwen3.5, have a ``text_config`` in their config.json, and their
-tensors lie under "language_model." Layers that guess several tokens at once, as Qwen3.5's, lie under "mtp.".
+tensors lie under "language_model."; Qwen2.5-VL's first ones have neither. Layers that guess several tokens at once, as
+Qwen3.5's, lie under "mtp.".
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from lutra.runtime.errors import CorruptModelError
 __all__ = ["take_text"]
 
 TEXT = {"language_model.": "", "model.language_model.": "model."}  # how its tensors' names begin, there and alone
-IMAGES = ("vision_tower.", "multi_modal_projector.", "model.visual.")
+IMAGES = ("vision_tower.", "multi_modal_projector.", "model.visual.", "visual.")
 GUESSES = "mtp."
+BLIND = "the model sees images, too: only its text part is read"
 SHARED = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings", "eos_token_id", "bos_token_id")
 
 
@@ -21,17 +23,17 @@ def take_text(source: Source) -> None:
     """Reduce the source to its text model; one that is no more stays as it is."""
     if _drop(source, (GUESSES,)):
         source.notes.append("the model can guess several tokens at once: those layers are not read")
-    text = source.config.get("text_config")
-    if text is None or not any(name.startswith(tuple(TEXT)) for name in source.entries):
+    seeing, text = _drop(source, IMAGES), source.config.get("text_config")
+    if seeing:
+        source.notes.append(BLIND)
+    if text is None or not (seeing or any(name.startswith(tuple(TEXT)) for name in source.entries)):
         return
     if not isinstance(text, dict):
         raise CorruptModelError(f"config.json says text_config is {text!r:.80}, which is no table")
     whole = source.config
     shared = {key: whole[key] for key in SHARED if key in whole}
     source.config = {"model_type": f"{whole.get('model_type')}_text", **shared, **text}
-    _drop(source, IMAGES)
     source.entries = {_alone(name): entry for name, entry in source.entries.items()}
-    source.notes.append("the model sees images, too: only its text part is read")
 
 
 def _drop(source: Source, prefixes: tuple[str, ...]) -> bool:

@@ -1,7 +1,8 @@
-/* attention(y, q; layer, heads, kv_heads, head_dim, window; scale, cap): causal softmax(q k^T * scale) v, grouped queries.
+/* attention(y, q[, sinks]; layer, heads, kv_heads, head_dim, window; scale, cap): causal softmax(q k^T * scale) v, grouped
+ * queries.
  *
  * A query sees as many positions, its own the last, as the window says, all of them if that is 0. Scores are capped as
- * vcap() does, unless that is 0.
+ * vcap() does, unless that is 0. A head's sink, if there are sinks, is one score more, of a position without a value.
  *
  * One part is some rows' queries on one kv head: what is loaded of a key or a value serves as many of them as the
  * registers hold. Positions come in tiles; softmax is online (Milakov & Gimelshein 2018), so memory does not grow with
@@ -128,9 +129,19 @@ static void fold(float *y, float *most, float *sum, const float *next, float nex
     *most = now;
 }
 
-/* Of the columns of y, those of the result: the first `columns` of the head. */
-static void finish(float *result, const float *y, float sum, int32_t columns) {
-    const float share = 1 / sum;
+/* A head's sink, or NULL. */
+static const float *sink_of(const lt_op *op, const lt_step *step, int32_t head) {
+    const float *sinks = lt_row(op, step, 2, 0);
+    return sinks ? sinks + head : NULL;
+}
+
+/* Of the columns of y, those of the result: the first `columns` of the head. sink: NULL, or a score for the sum alone. */
+static void finish(float *result, const float *y, float most, float sum, const float *sink, int32_t columns) {
+    float share = 1 / sum;
+    if (sink) {
+        const float now = most > *sink ? most : *sink, shrink = vfirst(vexp(vset1(most - now)));
+        share = shrink / (sum * shrink + vfirst(vexp(vset1(*sink - now))));
+    }
     for (int32_t i = 0; i < columns; i++) result[i] = y[i] * share;
 }
 
@@ -163,7 +174,7 @@ static void fold_pieces(const lt_op *op, const lt_step *step, int32_t kv, int32_
                 next += columns + 2;
                 fold(y, y + columns, sum, next, next[columns], next[columns + 1], columns);
             }
-            finish(result_at(op, step, row, head), y, *sum, op->dim[3]);
+            finish(result_at(op, step, row, head), y, y[columns], *sum, sink_of(op, step, head), op->dim[3]);
         }
 }
 
@@ -200,7 +211,8 @@ static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t f
                     end[1] = s.sum[j];
                 } else {
                     float *to = result_at(op, step, row[j], head[j]) + column;
-                    finish(to, s.y[j], s.sum[j], lt_min(WIDEST, n - column));
+                    const float *sink = sink_of(op, step, head[j]);
+                    finish(to, s.y[j], s.most[j], s.sum[j], sink, lt_min(WIDEST, n - column));
                 }
             }
         }

@@ -1,4 +1,4 @@
-/* y = activation(gate) * up, for the gated feed-forwards. Include after defining ACTIVATION(f32x16) -> f32x16. */
+/* Ops of the gated feed-forwards, number by number. Include after defining GATED(op, gate, up), of sixteen. */
 #include "f32x16.h"
 #include "kernel.h"
 
@@ -8,7 +8,7 @@ static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end
         float *y = lt_row(op, step, 0, row);
         const float *gate = lt_row(op, step, 1, row), *up = lt_row(op, step, 2, row);
         int32_t i = 0;
-        for (; i + 16 <= n; i += 16) vstore(y + i, vmul(ACTIVATION(vload(gate + i)), vload(up + i)));
-        if (i < n) vstoren(y + i, vmul(ACTIVATION(vloadn(gate + i, n - i)), vloadn(up + i, n - i)), n - i);
+        for (; i + 16 <= n; i += 16) vstore(y + i, GATED(op, vload(gate + i), vload(up + i)));
+        if (i < n) vstoren(y + i, GATED(op, vloadn(gate + i, n - i), vloadn(up + i, n - i)), n - i);
     }
 }

@@ -1,5 +1,5 @@
-/* layer_norm(y, x, weight; eps): y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias (Ba et al. 2016). The bias
- * lies behind the weight. */
+/* layer_norm(y, x, weight; eps): y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias (Ba et al. 2016), of runs of
+ * as many columns as the weight has. The bias lies behind it. */
 #include <math.h>
 
 #include "f32x16.h"
@@ -28,14 +28,18 @@ static float variance_of(const float *x, int32_t n, float mean) {
     return vsum(sum) / (float)n;
 }
 
+static void normalize(float *y, const float *x, const float *weight, int32_t n, float eps) {
+    const float mean = mean_of(x, n), scale = 1.0f / sqrtf(variance_of(x, n, mean) + eps);
+    for (int32_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * weight[i] + weight[n + i];
+}
+
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
-    const int32_t n = op->arg[0].cols;
-    const float *weight = lt_row(op, step, 2, 0), *bias = weight + n;
+    const int32_t n = op->arg[2].cols / 2;
+    const float *weight = lt_row(op, step, 2, 0);
     for (int32_t row = begin; row < end; row++) {
         float *y = lt_row(op, step, 0, row);
-        const float *x = lt_row(op, step, 1, row), mean = mean_of(x, n);
-        const float scale = 1.0f / sqrtf(variance_of(x, n, mean) + op->f[0]);
-        for (int32_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+        const float *x = lt_row(op, step, 1, row);
+        for (int32_t i = 0; i < op->arg[0].cols; i += n) normalize(y + i, x + i, weight, n, op->f[0]);
     }
 }
 

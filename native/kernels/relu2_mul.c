@@ -1,5 +1,5 @@
 /* relu2_mul(y, gate, up): y = max(gate, 0)^2 * up (squared ReLU: So et al. 2021). */
-#define ACTIVATION relu2
+#define GATED(op, gate, up) vmul(relu2(gate), up)
 #include "f32x16.h"
 static inline f32x16 relu2(f32x16 x) {
     f32x16 positive = vmax(x, vset1(0));

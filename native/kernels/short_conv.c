@@ -1,5 +1,5 @@
-/* short_conv(y, x, weight; at, taps): silu of a causal convolution of every column on its own, over a row and the
- * taps - 1 before it. Those before the step's are in the session's memory: float [taps - 1][columns], from `at` on.
+/* short_conv(y, x, weight; at, taps, silu): a causal convolution of every column on its own, over a row and the taps - 1
+ * before it; its silu, if `silu`. Rows before the step's are in the session's memory: float [taps - 1][columns], from `at` on.
  *
  * A part is a range of columns, in all rows: the same order of sums however tokens come. */
 #include "f32x16.h"
@@ -28,6 +28,12 @@ static void add_tap(float *y, const float *x, const float *weight, int32_t n) {
     if (i < n) vstoren(y + i, vfma(vloadn(x + i, n - i), vloadn(weight + i, n - i), vloadn(y + i, n - i)), n - i);
 }
 
+static void bend(float *y, int32_t n) {
+    int32_t i = 0;
+    for (; i + 16 <= n; i += 16) vstore(y + i, silu(vload(y + i)));
+    if (i < n) vstoren(y + i, silu(vloadn(y + i, n - i)), n - i);
+}
+
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
     const int32_t cols = op->arg[0].cols, before = op->dim[1] - 1;
     for (int32_t part = begin; part < end; part++) {
@@ -39,9 +45,7 @@ static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end
                 const float *x = input(op, step, row - before + tap, column);
                 if (x) add_tap(y, x, (const float *)lt_row(op, step, 2, tap) + column, n);
             }
-            int32_t i = 0;
-            for (; i + 16 <= n; i += 16) vstore(y + i, silu(vload(y + i)));
-            if (i < n) vstoren(y + i, silu(vloadn(y + i, n - i)), n - i);
+            if (op->dim[2]) bend(y, n);
         }
         float *after = (float *)step->space[LT_AFTER] + op->dim[0] + column;
         for (int32_t i = 0; i < before; i++, after += cols) {

@@ -350,7 +350,7 @@ class Packed:
     """A weight matrix in one of our formats, ready for its kernels.
 
     shape: (out, in), or (experts, out, in). parts: the format's arrays, usually views of a mapped file. bias: float32
-    [out], added to a linear's result, or None.
+    [out], or [experts, out], added to a linear's result, or None.
     """
 
     format: str
@@ -409,6 +409,8 @@ class Packed:
                     f"{name}.{part}: {self.format} of {self.shape} needs {np.dtype(dtype)} {shape}, "
                     f"found {found.dtype} {found.shape}"
                 )
+        if self.bias is not None and (self.bias.dtype != np.float32 or self.bias.shape != self.shape[:-1]):
+            raise CorruptModelError(f"{name}.bias is {self.bias.dtype} {self.bias.shape} beside {self.shape}")
         return self
 
 

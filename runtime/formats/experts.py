@@ -67,7 +67,12 @@ class Experts:
         """Each expert's matrix."""
         count, rows, cols = packed.shape
         return [
-            Packed(self.format, (rows, cols), {name: part[e] for name, part in packed.parts.items()})
+            Packed(
+                self.format,
+                (rows, cols),
+                {name: part[e] for name, part in packed.parts.items()},
+                None if packed.bias is None else packed.bias[e],
+            )
             for e in range(count)
         ]
 
@@ -92,9 +97,12 @@ def stacked(experts: Iterable[Packed], count: int) -> Packed:
         if whole is None:
             format, shape = PREFIX + expert.format, (count, *expert.shape)
             layout = codec(format).layout(*shape)
-            whole = Packed(format, shape, {name: np.empty(own, dtype) for name, (dtype, own) in layout.items()})
+            parts = {name: np.empty(own, dtype) for name, (dtype, own) in layout.items()}
+            whole = Packed(format, shape, parts, None if expert.bias is None else np.empty(shape[:-1], np.float32))
         for name, part in expert.parts.items():
             whole.parts[name][e] = part
+        if whole.bias is not None:
+            whole.bias[e] = expert.bias
     assert whole is not None
     return whole
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from lutra.runtime.formats._codebook import Values
 
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_FORMAT = Values((*_POSITIVE, *(-v for v in _POSITIVE)), 32, digits=1)
+VALUES = (*_POSITIVE, *(-v for v in _POSITIVE))
+_FORMAT = Values(VALUES, 32, digits=1)
 KERNEL, ACT_GROUP = _FORMAT.KERNEL, _FORMAT.ACT_GROUP
 layout, accepts, pack, unpack = _FORMAT.layout, _FORMAT.accepts, _FORMAT.pack, _FORMAT.unpack
