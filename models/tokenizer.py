@@ -288,10 +288,13 @@ class _Files:
         return value
 
     def named_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token and the like, as text."""
+        """bos_token, eos_token and the like, as text; image_token, if a model has one."""
+        said = {name: self.tokenizer.get(name, self.special.get(name)) for name in _NAMED}
+        extra = self.tokenizer.get("extra_special_tokens")
+        if isinstance(extra, dict):  # under names of the model's own, for its template
+            said = {**extra, **said}
         tokens = {}
-        for name in _NAMED:
-            value = self.tokenizer.get(name, self.special.get(name))
+        for name, value in said.items():
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 tokens[name] = value

@@ -552,6 +552,15 @@ def test_renders_as_transformers(both, name, prompt):
                 assert got == outcome(theirs.apply_chat_template, chat, **options)
 
 
+def test_tokens_with_names_of_the_models_own(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = make_byte_level(tmp_path, extra_special_tokens={"image_token": "<think>"})
+    chat, template = [{"role": "user", "content": "x"}], "{{ bos_token }}{{ image_token }}"
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs.apply_chat_template(chat, chat_template=template, tokenize=False) == "<|bos|><think>"
+    assert load_tokenizer(folder).apply_chat_template(chat, chat_template=template) == "<|bos|><think>"
+
+
 def test_bitnet_template(both):
     text = both[0].apply_chat_template(CHAT[:2], chat_template=BITNET)
     assert text.startswith("<|bos|>System: You are an otter.<|eot_id|>User: Hi")
@@ -596,6 +605,23 @@ HOSTILE = [
 def test_template_failures_are_one_error(both, template):
     with pytest.raises(LutraError, match=r"the chat template failed: ."):
         both[0].apply_chat_template([{"role": "user", "content": "x"}], chat_template=template)
+
+
+ENDLESS = [
+    "{% for a in range(999) %}{% for b in range(999) %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(40) }}",
+    "{% set ns = namespace(s='otter') %}{% for a in range(50) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{{ 'otter' * 10 ** 10 }}",
+    "{{ 'otter' * 10 ** 10 ** 10 }}",
+    "{% for a in range(999) %}{{ messages[0].content }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_templates_come_to_an_end(both, template, monkeypatch):
+    monkeypatch.setattr("lutra.models.chat.EFFORT", 10_000)
+    with pytest.raises(LutraError, match="the chat template failed: it takes more than 10,000 steps"):
+        both[0].apply_chat_template([{"role": "user", "content": "otter " * 100}], chat_template=template)
 
 
 @pytest.mark.parametrize("messages", [[], ["text"], [{"role": object()}], "text"])
