@@ -862,6 +862,27 @@ def test_other_containers_are_refused_by_name(tmp_path: Path, name: str, content
         open_checkpoint(tmp_path)
 
 
+def test_adapters_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(raw_safetensors({}, b""))
+    with pytest.raises(UnsupportedModelError, match="adapter") as caught:
+        open_checkpoint(tmp_path)
+    assert "merge" in (caught.value.hint or "")
+
+
+def test_other_weight_files_are_named(hf_folder: Path) -> None:
+    (hf_folder / "model.safetensors").rename(hf_folder / "consolidated.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"consolidated\.safetensors"):
+        open_checkpoint(hf_folder)
+
+
+def test_a_body_without_an_output_matrix_is_refused(recipes: ModuleType, tmp_path: Path) -> None:
+    """As embedding models and classifiers are saved: tying it to the embedding would make another model."""
+    recipes.dense_llama(tmp_path).model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="lm_head"):
+        open_checkpoint(tmp_path)
+
+
 def test_one_file_of_a_directory_is_answered_with_the_directory(hf_folder: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         with pytest.raises(UnsupportedModelError) as caught:

@@ -233,6 +233,12 @@ def _recipes():
         ),
         "gemma3-with-images": lambda f: c.gemma_with_images(f),
         "gemma3-as-4": lambda f: c.gemma_of_transformers_4(f),
+        "qwen2-vl": lambda f: c.with_images(f, "Qwen2VL", flat=True),
+        "qwen3-vl": lambda f: c.with_images(f, "Qwen3VL"),
+        "smolvlm": lambda f: c.with_images(f, "SmolVLM"),
+        "llama-said-to-be-tied": lambda f: c.said_to_be_tied(f),
+        "llama-wrapped": lambda f: c.renamed(f, lambda name: f"_orig_mod.{name}"),
+        "llama-body": lambda f: c.renamed(f, lambda name: name.removeprefix("model."), tie_word_embeddings=True),
         "qwen3.5": lambda f: c.hybrid(f),
         "qwen3.5-tied-bf16": lambda f: c.hybrid(
             f, torch.bfloat16, tie_word_embeddings=True, linear_num_key_heads=4, linear_value_head_dim=16
@@ -325,7 +331,8 @@ NAMES = [
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
     *["gemma3", "gemma3-untied", "gemma3-as-4", "gemma3-with-images", "qwen3-moe", "qwen3-moe-mixed-bf16"],
-    *["olmoe", "opt", "opt-350m", "opt-untied"],
+    *["olmoe", "opt", "opt-350m", "opt-untied", "qwen2-vl", "qwen3-vl", "smolvlm"],
+    *["llama-said-to-be-tied", "llama-wrapped", "llama-body"],
     *["qwen3.5", "qwen3.5-tied-bf16", "qwen3.5-wide", "qwen3.5-with-images"],
     *["phi3", "phi3-partial", "phi3-longrope", "minicpm"],
     *["granite", "smollm3", "smollm3-listed", "hunyuan", "hunyuan-alpha", "olmo2", "olmo3", "exaone4", "exaone4-small"],
