@@ -275,6 +275,45 @@ def compressed_settings(group: int = 32, **more: Any) -> dict[str, Any]:
     return {"quantization_config": said}
 
 
+def float8(
+    block: tuple[int, int] | None = (32, 48),
+    *,
+    ending: str = "weight_scale_inv",
+    powers: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Quantizer:
+    """Weights as torch's float8_e4m3fn. block: rows and columns that share a scale, 0: all of them; None: one number.
+
+    powers: scales are powers of two, as DeepSeek's later releases have them.
+    """
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        (rows, cols), (tall, wide) = w.shape, block or (0, 0)
+        tall, wide = tall or rows, wide or cols
+        up, left = -(-rows // tall), -(-cols // wide)
+        padded = np.zeros((up * tall, left * wide), np.float32)
+        padded[:rows, :cols] = np.abs(w)
+        scale = torch.from_numpy(padded.reshape(up, tall, left, wide).max(axis=(1, 3)) / 448)
+        scale = (torch.exp2(torch.ceil(torch.log2(scale))) if powers else scale).to(dtype)
+        each = scale.float().repeat_interleave(tall, 0).repeat_interleave(wide, 1)[:rows, :cols]
+        codes = (torch.from_numpy(w) / each).clamp(-448, 448).to(torch.float8_e4m3fn)
+        parts = {"weight": codes, ending: scale if block else scale.reshape(())}
+        return (codes.float() * each).numpy(), parts | {"input_scale": torch.ones(1)}
+
+    return quantize
+
+
+def int8(group: int = -1, *, sym: bool = True) -> Quantizer:
+    """compressed-tensors' parts in the format int-quantized."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        codes, scale, zero, _, dense = rounded(w, 8, group, sym)
+        parts = {"weight": (codes - 128).astype(np.int8), "weight_scale": scale}
+        return dense, parts if sym else parts | {"weight_zero_point": (zero - 128).astype(np.int8)}
+
+    return quantize
+
+
 def planes(count: int = 3, group: int = 32, offset: bool = True) -> Quantizer:
     """LUT-GEMM's binary-coded weights, random, in its kernels' layout."""
 

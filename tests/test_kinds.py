@@ -529,6 +529,50 @@ def test_compressed_tensors(name, tmp_path, low_bit):
     assert agrees(tmp_path, reference, "compressed-tensors") == formats
 
 
+FP8 = {
+    "blocks": (dict(), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"F32"}),
+    "powers of two": (dict(powers=True), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"BF16"}),
+    "one scale": (dict(block=None, dtype="bfloat16"), {"quant_method": "fp8", "weight_block_size": None}, {"F32"}),
+    "rows": (dict(block=(1, 0), ending="weight_scale"), {"quant_method": "fbgemm_fp8"}, {"F32"}),
+    "compressed": (
+        dict(block=(1, 0), ending="weight_scale"),
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"num_bits": 8}}},
+        },
+        {"F32"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_float8(name, tmp_path, low_bit):
+    how, said, formats = FP8[name]
+    how = how | {"dtype": getattr(low_bit.torch, how.get("dtype", "float32"))}
+    reference = low_bit.quantized(tmp_path, low_bit.float8(**how), {"quantization_config": said})
+    kind = "compressed-tensors" if name == "compressed" else "fp8"
+    assert agrees(tmp_path, reference, kind, most=1e-4) == formats
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert any("activations are not rounded" in note for note in checkpoint.notes)
+
+
+def test_float8_without_scales(tmp_path, low_bit):
+    def cast(w, rng):
+        codes = low_bit.torch.from_numpy(w).to(low_bit.torch.float8_e4m3fn)
+        return codes.float().numpy(), {"weight": codes}
+
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, cast), "dense", most=1e-4) == {"F16"}
+
+
+@pytest.mark.parametrize(("how", "format"), [(dict(), "q8z"), (dict(sym=False, group=32), "q8g32z")])
+def test_int8(how, format, tmp_path, low_bit):
+    groups = {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"group_size": how.get("group")}}}
+    said = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": groups}
+    reference = low_bit.quantized(tmp_path, low_bit.int8(**how), {"quantization_config": said})
+    assert agrees(tmp_path, reference, "compressed-tensors") == {format}
+
+
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_compressed_tensors_packs_alike(bits, low_bit):
     helpers = pytest.importorskip(
@@ -567,6 +611,8 @@ def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
         *[("compressed", cut(name)) for name in ("weight_packed", "weight_scale", "weight_shape")],
         ("compressed", put("weight_shape", 1, 1 << 60)),
         ("compressed", put("weight_scale", 0, np.nan)),
+        *[("int8", cut(name)) for name in ("weight", "weight_scale")],
+        ("int8", put("weight_scale", 0, np.nan)),
         *[("awq", drop(name)) for name in ("qzeros", "scales")],
         *[("awq", cut(name)) for name in ("qweight", "qzeros", "scales")],
     ],
@@ -574,6 +620,7 @@ def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
 def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     said = {
         "compressed": low_bit.compressed_settings(),
+        "int8": {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
         "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}},
     }
     low_bit.quantized(tmp_path, getattr(low_bit, recipe)(), said.get(recipe))
@@ -586,7 +633,8 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     ("said", "says"),
     [
         ({"quant_method": "awq", "version": "gemv"}, "gemv"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
     ],
 )
