@@ -75,6 +75,7 @@ ARCHS = {
     "seed_oss": (transformers.SeedOssConfig, transformers.SeedOssForCausalLM, gguf.MODEL_ARCH.SEED_OSS),
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, gguf.MODEL_ARCH.SMOLLM3),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
+    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM, gguf.MODEL_ARCH.MISTRAL3),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
@@ -83,7 +84,7 @@ ARCHS = {
     "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
-NEIGHBOURS = ("granite", "llama", "minicpm", "smollm3")  # files of theirs have RoPE's pairs side by side
+NEIGHBOURS = ("granite", "llama", "minicpm", "mistral3", "smollm3")  # files of theirs have RoPE's pairs side by side
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
