@@ -18,6 +18,8 @@ from checkpoints import SHAPE, Tensors, randomized
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lutra.runtime.formats import nf4
+
 Quantizer = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, dict[str, np.ndarray]]]
 """float32 [out, in] to the weights it stands for and its tensors by ending."""
 
@@ -310,6 +312,43 @@ def int8(group: int = -1, *, sym: bool = True) -> Quantizer:
         codes, scale, zero, _, dense = rounded(w, 8, group, sym)
         parts = {"weight": (codes - 128).astype(np.int8), "weight_scale": scale}
         return dense, parts if sym else parts | {"weight_zero_point": (zero - 128).astype(np.int8)}
+
+    return quantize
+
+
+def bitsandbytes4(nested: bool = True, dtype: torch.dtype = torch.bfloat16, stored: str = "u1") -> Quantizer:
+    """bitsandbytes' parts for NF4. nested: factors are codes. stored: the type that its bytes go by."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        values, flat = np.array(nf4.VALUES, np.float32), w.reshape(-1, 64)
+        absmax = np.abs(flat).max(axis=1).astype(np.float32)
+        state = {"quant_type": "nf4", "blocksize": 64, "dtype": str(dtype).removeprefix("torch."), "shape": w.shape}
+        parts: dict[str, Any] = {"weight.quant_map": values, "weight.absmax": absmax}
+        if nested:
+            table, larger = np.sort(rng.uniform(-1, 1, 256)).astype(np.float32), np.full(-(-len(absmax) // 256), 0.05)
+            larger = larger.astype(np.float32)
+            codes = np.abs((absmax[:, None] - np.float32(0.1)) / np.float32(0.05) - table).argmin(axis=1)
+            absmax = table[codes] * np.repeat(larger, 256)[: len(codes)] + np.float32(0.1)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(np.float32(0.1))}
+            parts |= {"weight.absmax": codes.astype(np.uint8), "weight.nested_absmax": larger}
+            parts |= {"weight.nested_quant_map": table}
+        found = np.abs((flat / absmax[:, None])[:, :, None] - values).argmin(axis=2)
+        dense = torch.from_numpy(values[found] * absmax[:, None]).to(dtype).float().numpy().reshape(w.shape)
+        packed = (found.reshape(-1, 2) << np.array([4, 0])).sum(axis=1).astype(np.uint8).view(stored).reshape(-1, 1)
+        said = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        return dense, parts | {"weight": packed, "weight.quant_state.bitsandbytes__nf4": said.copy()}
+
+    return quantize
+
+
+def bitsandbytes8() -> Quantizer:
+    """bitsandbytes' parts for LLM.int8()."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        largest = np.abs(w).max(axis=1).astype(np.float32)
+        codes = np.rint(w / largest[:, None] * 127).astype(np.int8)
+        dense = codes * (largest / np.float32(127))[:, None]
+        return dense, {"weight": codes, "SCB": largest, "weight_format": np.zeros((), np.uint8)}
 
     return quantize
 

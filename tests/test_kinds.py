@@ -573,6 +573,45 @@ def test_int8(how, format, tmp_path, low_bit):
     assert agrees(tmp_path, reference, "compressed-tensors") == {format}
 
 
+BITSANDBYTES = {
+    "nested": (dict(), "BF16"),
+    "plain": (dict(nested=False, dtype="float16"), "F16"),
+    "floats": (dict(dtype="float32", stored="f4"), "F32"),
+}
+
+
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_bitsandbytes_of_four_bits(name, tmp_path, low_bit):
+    how, format = BITSANDBYTES[name]
+    how = how | {"dtype": getattr(low_bit.torch, how.get("dtype", "bfloat16"))}
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    reference = low_bit.quantized(tmp_path, low_bit.bitsandbytes4(**how), said)
+    assert agrees(tmp_path, reference, "bitsandbytes", most=1e-3) == {format}
+
+
+def test_bitsandbytes_of_eight_bits(tmp_path, low_bit):
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    reference = low_bit.quantized(tmp_path, low_bit.bitsandbytes8(), said)
+    assert agrees(tmp_path, reference, "bitsandbytes") == {"q8z"}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_itself_means_the_same(kind, tmp_path, low_bit):
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the oracle of its files")
+
+    def quantize(w, rng):
+        values = low_bit.torch.from_numpy(w).bfloat16()
+        packed, state = functional.quantize_4bit(values, quant_type=kind, compress_statistics=True)
+        parts = {f"weight.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
+        dense = functional.dequantize_4bit(packed, state).float().numpy()
+        return dense, parts | {"weight": packed}
+
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    # Its own CPU kernel misreads rows that are no whole blocks.
+    reference = low_bit.quantized(tmp_path, quantize, said, hidden_size=128, intermediate_size=192)
+    assert agrees(tmp_path, reference, "bitsandbytes", most=1e-3) == {"BF16"}
+
+
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_compressed_tensors_packs_alike(bits, low_bit):
     helpers = pytest.importorskip(
@@ -612,6 +651,10 @@ def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
         ("compressed", put("weight_shape", 1, 1 << 60)),
         ("compressed", put("weight_scale", 0, np.nan)),
         *[("int8", cut(name)) for name in ("weight", "weight_scale")],
+        *[("bitsandbytes4", drop(f"weight.{name}")) for name in ("absmax", "quant_map", "nested_quant_map")],
+        *[("bitsandbytes4", cut(f"weight.{name}")) for name in ("absmax", "quant_map", "nested_absmax")],
+        *[("bitsandbytes4", cut(name)) for name in ("weight", "weight.quant_state.bitsandbytes__nf4")],
+        *[("bitsandbytes8", cut(name)) for name in ("weight", "SCB")],
         ("int8", put("weight_scale", 0, np.nan)),
         *[("awq", drop(name)) for name in ("qzeros", "scales")],
         *[("awq", cut(name)) for name in ("qweight", "qzeros", "scales")],
@@ -621,6 +664,8 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     said = {
         "compressed": low_bit.compressed_settings(),
         "int8": {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
+        "bitsandbytes4": {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "bitsandbytes8": {"quantization_config": {"quant_method": "bitsandbytes"}},
         "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}},
     }
     low_bit.quantized(tmp_path, getattr(low_bit, recipe)(), said.get(recipe))
@@ -636,6 +681,7 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_method": "hqq"}, "hqq"),
     ],
 )
 def test_other_layouts_are_refused_by_name(tmp_path, low_bit, said, says):
