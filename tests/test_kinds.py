@@ -146,6 +146,16 @@ def test_gptqmodel_reads_the_same_weights(name, tmp_path, low_bit):
     np.testing.assert_allclose(theirs, ours, rtol=1e-3)  # it multiplies in float16
 
 
+@pytest.mark.parametrize("packing", ["auto_round:auto_gptq", "auto_round", "auto_round:auto_awq"])
+def test_auto_round(packing, tmp_path, low_bit):
+    """In GPTQ's layout, with both of its conventions, or in AWQ's."""
+    said = {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 32, "sym": False}
+    awq = packing.endswith("awq")
+    quantize = low_bit.awq() if awq else low_bit.gptq(second=packing == "auto_round")
+    reference = low_bit.quantized(tmp_path, quantize, {"quantization_config": said})
+    assert agrees(tmp_path, reference, "awq" if awq else "gptq") == {"q4g32z"}
+
+
 def test_efficientqat_without_a_word_of_configuration(tmp_path, low_bit):
     reference = low_bit.quantized(tmp_path, low_bit.gptq(3, 32, second=True, spaced=True))
     assert agrees(tmp_path, reference, "gptq") == {"q3g32z"}
@@ -682,6 +692,7 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:fp8_static"}, "auto-round"),
     ],
 )
 def test_other_layouts_are_refused_by_name(tmp_path, low_bit, said, says):

@@ -94,7 +94,7 @@ def _untie(source: Source) -> None:
     head, embed = (source.entries.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
     if not head or not embed or not source.config["tie_word_embeddings"]:
         return
-    if (head.dtype, head.shape) == (embed.dtype, embed.shape) and head.dtype in DTYPES:
+    if (head.dtype, head.shape) == (embed.dtype, embed.shape) and head.dtype in DTYPES and head.shape:
         values = zip(head.read(), embed.read(), strict=True)  # type: ignore[arg-type]
         if all(np.array_equal(ours, theirs) for ours, theirs in values):
             return
