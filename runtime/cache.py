@@ -14,7 +14,7 @@ __all__ = ["KV_TYPES", "SPLIT_ROWS", "Cache", "KVType", "Memory", "memory_bytes"
 
 LANES = 16  # positions in a vector of keys
 GROUP = 32  # columns that share a scale
-SPAN = 256  # positions that attention takes as one
+SPAN = 512  # positions that attention takes as one
 SPLIT_ROWS = 8  # rows of a step that it takes span by span
 VERSION = 2  # of the rows that read() gives
 

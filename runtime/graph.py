@@ -56,7 +56,8 @@ class StateSymbol:
 class Node:
     """One op: ``outs`` = name(*args, **attrs), on ``times`` rows per token, or per output.
 
-    ``local``: row r of its outputs needs row r of its inputs only.
+    ``local``: row r of its outputs needs row r of its inputs only. ``over``: it may write them over an input of as many
+    columns.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Node:
     outputs: bool
     times: int
     local: bool
+    over: bool = False
 
 
 @dataclass(eq=False)
@@ -80,7 +82,14 @@ class Graph:
         return Symbol(self, cols, np.dtype(dtype), outputs, times)
 
     def record(
-        self, name: str, args: Sequence[Any], attrs: dict[str, Any], out: Any, local: bool, times: int | None = None
+        self,
+        name: str,
+        args: Sequence[Any],
+        attrs: dict[str, Any],
+        out: Any,
+        local: bool,
+        times: int | None = None,
+        over: bool = False,
     ) -> Any:
         """Add a node whose outputs have the (cols, dtype) listed in ``out``; returns them as the op would.
 
@@ -96,7 +105,7 @@ class Graph:
         ((outputs, common),) = rows
         outputs = outputs or name == "tail"
         outs = tuple(self.symbol(cols, dtype, outputs, times or common) for cols, dtype in out)
-        node = Node(name, tuple(args), attrs, outs, outputs, common, local)
+        node = Node(name, tuple(args), attrs, outs, outputs, common, local, over)
         self.nodes.append(node)
         if not any(isinstance(a, StateSymbol) for a in args):
             self.known[key] = node
@@ -114,13 +123,15 @@ def op(
     suffix: Callable[..., str] | None = None,
     local: bool = True,
     times: Callable[..., int] | None = None,
+    over: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a numpy function an op: called with symbols, it records a node instead of computing.
 
     Positional parameters are the op's inputs, keyword-only ones its attributes; a kernel gets both in this
     order (native/api.h). ``out(*args, **attrs)`` lists the (cols, dtype) of each output. The op's name is the
     function's unless given; ``suffix`` completes it when it depends on an input, as in "linear" + "_t5".
-    ``times(*args)``: rows per token of its outputs, where its inputs may have others.
+    ``times(*args)``: rows per token of its outputs, where its inputs may have others. ``over``: its kernels read no
+    element of a row behind one that they write, so the result may lie where an input was.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +145,7 @@ def op(
                 return function(*args, **attrs)
             full_name = (name or function.__name__) + (suffix(*args) if suffix else "")
             ordered = {attribute: attrs[attribute] for attribute in attributes}
-            return graph.record(full_name, args, ordered, out(*args, **attrs), local, times and times(*args))
+            return graph.record(full_name, args, ordered, out(*args, **attrs), local, times and times(*args), over)
 
         return call
 

@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lutra import models
 from lutra.models.tokenizer import Tokenizer
 from lutra.runtime.errors import ModelClosedError, ModelNotFoundError
 from lutra.runtime.generate import Chunk, generate
@@ -27,7 +27,7 @@ __all__ = ["LLM", "resolve"]
 def resolve(path: str | os.PathLike[str] | None) -> Path:
     """Where a model lies; None is the built-in one. Raises ModelNotFoundError."""
     if path is None:
-        path = Path(str(files("lutra.models") / "default"))
+        path = Path(models.__file__).parent / "default"
         if not (path / "config.json").exists():
             raise ModelNotFoundError("this installation has no built-in model", "name a model")
     if not os.fspath(path):  # which Path() takes for the working directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -139,6 +138,8 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """Tells models apart by their shape, cache type, and a sample of their weights."""
+        import hashlib  # its OpenSSL takes 3.5 MB, and greedy runs do without
+
         digest = hashlib.sha256(json.dumps([repr(self.config), self.kv_type, cache.VERSION]).encode())
         for role, weight in sorted(self.weights.items()):
             digest.update(role.encode())

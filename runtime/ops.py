@@ -108,7 +108,7 @@ def _embed(ids: Array, table: Packed, *, group: int) -> Array:
     return to_float32(table.matrix[ids[:, 0]])
 
 
-@op(_like)
+@op(_like, over=True)
 def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), of every run of len(weight) columns."""
     runs = x.reshape(len(x), -1, len(weight))
@@ -116,7 +116,7 @@ def rms_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     return (runs * (f32(1) / np.sqrt(mean + f32(eps))) * weight).reshape(x.shape)
 
 
-@op(_like)
+@op(_like, over=True)
 def layer_norm(x: Array, weight: np.ndarray, *, eps: float) -> Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). weight: the two, one after the other."""
     n = x.shape[1]
@@ -302,19 +302,19 @@ def gather(x: Array, place: Array, share: Array) -> Array:
     return np.einsum("rkc,rk->rc", x[place], share)
 
 
-@op(_like)
+@op(_like, over=True)
 def add(a: Array, b: Array) -> Array:
     """a + b"""
     return a + b
 
 
-@op(_like)
+@op(_like, over=True)
 def mul(a: Array, b: Array) -> Array:
     """a * b"""
     return a * b
 
 
-@op(_like)
+@op(_like, over=True)
 def add_bias(x: Array, bias: np.ndarray) -> Array:
     """x + bias, the same for every row."""
     return x + bias
@@ -326,13 +326,13 @@ def concat(*parts: Array) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-@op(_like)
+@op(_like, over=True)
 def scale(x: Array, *, factor: float) -> Array:
     """x * factor"""
     return x * f32(factor)
 
 
-@op(_like)
+@op(_like, over=True)
 def scale_columns(x: Array, scale: np.ndarray) -> Array:
     """x * scale, the same for every row."""
     return x * scale
@@ -350,26 +350,26 @@ def hadamard(x: Array, *, block: int) -> Array:
     return walsh_hadamard(x, block)
 
 
-@op(_like)
+@op(_like, over=True)
 def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up (SwiGLU: Shazeer 2020)."""
     with np.errstate(over="ignore"):
         return gate / (f32(1) + np.exp(-gate)) * up
 
 
-@op(_like)
+@op(_like, over=True)
 def relu(x: Array) -> Array:
     """max(x, 0)"""
     return np.maximum(x, 0)
 
 
-@op(_like)
+@op(_like, over=True)
 def relu2_mul(gate: Array, up: Array) -> Array:
     """max(gate, 0)^2 * up (squared ReLU: So et al. 2021)."""
     return np.maximum(gate, 0) ** 2 * up
 
 
-@op(_like)
+@op(_like, over=True)
 def gelu_tanh_mul(gate: Array, up: Array) -> Array:
     """gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel 2016)."""
     with np.errstate(over="ignore"):
@@ -377,20 +377,20 @@ def gelu_tanh_mul(gate: Array, up: Array) -> Array:
         return gate / (f32(1) + np.exp(f32(-2 * np.sqrt(2 / np.pi)) * inner)) * up
 
 
-@op(_like)
+@op(_like, over=True)
 def sigmoid(x: Array) -> Array:
     """1 / (1 + e^-x)"""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
 
-@op(_like)
+@op(_like, over=True)
 def decay(x: Array, rate: np.ndarray) -> Array:
     """e^(-rate log(1 + e^x)): the share of its memory that each head keeps (Mamba 2: Dao & Gu 2024). rate: [heads]."""
     return np.exp(-rate.astype(np.float64) * np.logaddexp(0, x.astype(np.float64))).astype(x.dtype)
 
 
-@op(_like)
+@op(_like, over=True)
 def soft_cap(x: Array, *, cap: float) -> Array:
     """cap * tanh(x / cap): the values bent towards -cap..cap (Gemma 2, 2024)."""
     return f32(cap) * np.tanh(x / f32(cap))

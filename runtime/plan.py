@@ -52,21 +52,33 @@ class Plan:
     def _place(self, stages: list[list[Node]]) -> int:
         """Give every symbol its bytes of the scratch memory; returns how many there are.
 
-        Memory is free again one stage after its last reader: within a stage, threads are at different ops.
+        Memory is free again one stage after its last reader: within a stage, threads are at different ops. An op whose
+        result may lie over an input takes that input's bytes, if nobody reads them after it.
         """
-        reads = ((i, arg) for i, stage in enumerate(stages) for node in stage for arg in node.args)
-        last = {arg.base: i for i, arg in reads if isinstance(arg, Symbol)}
-        live: list[tuple[int, int, int]] = []  # (begin, end, last stage that reads it)
+        last: dict[Symbol, tuple[int, Node]] = {}
+        for i, stage in enumerate(stages):
+            last |= {a.base: (i, node) for node in stage for a in node.args if isinstance(a, Symbol)}
+        blocks: dict[Symbol, tuple[int, int]] = {}  # (begin, end) of the scratch memory
+        free: dict[tuple[int, int], int] = {}  # after which stage
         total = 0
         for i, stage in enumerate(stages):
-            live = [block for block in live if block[2] >= i]
-            for symbol in (out for node in stage for out in node.outs if out not in self._places):
-                stride = -(-symbol.cols * symbol.dtype.itemsize // ALIGN) * ALIGN
-                size = stride * self._row_count[symbol.outputs] * symbol.times
-                begin = _first_gap(sorted(live), size)
-                live.append((begin, begin + size, last.get(symbol, i)))
-                total = max(total, begin + size)
-                self._places[symbol] = _Place(native.SCRATCH, begin, stride)
+            free = {block: until for block, until in free.items() if until >= i}
+            for node in stage:
+                for symbol in (out for out in node.outs if out not in self._places):
+                    stride = -(-symbol.cols * symbol.dtype.itemsize // ALIGN) * ALIGN
+                    under = next((a for a in node.args if _dies(a, node, symbol, last) and a.base in blocks), None)
+                    if under:
+                        block, place = blocks[under.base], self._places[under.base]
+                        start = under.start * under.dtype.itemsize
+                        self._places[symbol] = _Place(native.SCRATCH, place.offset + start, place.stride)
+                    else:
+                        size = stride * self._row_count[symbol.outputs] * symbol.times
+                        begin = _first_gap(sorted(free), size)
+                        block = (begin, begin + size)
+                        total = max(total, block[1])
+                        self._places[symbol] = _Place(native.SCRATCH, begin, stride)
+                    blocks[symbol] = block
+                    free[block] = max(free.get(block, 0), last[symbol][0] if symbol in last else i)
         return total
 
     def _op(self, node: Node, joined: bool) -> native.Op:
@@ -96,10 +108,19 @@ class Plan:
         return [native.Arg(native.ABSOLUTE, array.ctypes.data, array.shape[-1], stride)]
 
 
-def _first_gap(blocks: list[tuple[int, int, int]], size: int) -> int:
-    """The lowest offset with ``size`` free bytes among the blocks, sorted by where they begin."""
+def _dies(arg: Any, node: Node, out: Symbol, last: dict[Symbol, tuple[int, Node]]) -> bool:
+    """Whether the node may write ``out`` over its input: as long as that, and read by no other, nor shifted."""
+    if not (node.over and isinstance(arg, Symbol) and (arg.cols, arg.dtype) == (out.cols, out.dtype)):
+        return False
+    views = [a for a in node.args if isinstance(a, Symbol) and a.base is arg.base]
+    apart = all(a.start == arg.start or abs(a.start - arg.start) >= arg.cols for a in views)
+    return last[arg.base][1] is node and apart
+
+
+def _first_gap(blocks: list[tuple[int, int]], size: int) -> int:
+    """The lowest offset with ``size`` free bytes among the blocks (begin, end), sorted by where they begin."""
     at = 0
-    for begin, end, _ in blocks:
+    for begin, end in blocks:
         if begin - at >= size:
             return at
         at = max(at, end)

@@ -641,7 +641,7 @@ def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
 def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
     # Rows, position. Every place comes with two shapes of heads, every shape at two places at least.
     places = [(1, 0), (2, 0), (3, 5), (5, 61), (4, 63), (1, 64), (2, 130), (13, 200), (45, 100), (1, 600), (70, 500),
-              (8, 253)]  # fmt: skip
+              (8, 509)]  # fmt: skip
     for i, (n, pos) in enumerate([*places, *places]):
         heads, kv_heads, head_dim = HEADS[i % len(HEADS)]
         kind = ["mild", "sharp", "equal"][i % 3]  # sharp: nearly all weight on one position; equal: ties
@@ -665,8 +665,8 @@ def attention_bound(
     e^x; then there is a sum over positions above and one below the line, rescaled once a tile.
 
     An integer cache of so many bits rounds queries to half of 2^-13 of the largest number in 32 columns, or of 1/127 of
-    it at 4 bits, and weights times scales to half of 2^-13 of the largest in 64 positions: each position's value is off
-    by that."""
+    it at 4 bits, and weights times scales to half of 2^-13 of the largest in 128 positions: each position's value is
+    off by that."""
     positions, kv_heads, head_dim = keys.shape
     scale = attrs["scale"]
     k, v = (np.abs(x.astype(float)).repeat(heads // kv_heads, axis=1) for x in (keys, values))
@@ -681,9 +681,9 @@ def attention_bound(
             score = score + query_step * scale * some * k[:, :, at : at + 32].sum(axis=2).max(axis=0)[:, None]
         step = 2.0**-14 * 1.01
         weight = attention_weights(q, keys, heads, attrs)
-        for at in range(0, positions, 64):
-            some = weight[:, :, at : at + 64]
-            most = v[at : at + 64].max(axis=(0, 2))[:, None]  # the largest code times the largest scale
+        for at in range(0, positions, 128):
+            some = weight[:, :, at : at + 128]
+            most = v[at : at + 128].max(axis=(0, 2))[:, None]  # the largest code times the largest scale
             rounded = rounded + some.shape[2] * step * some.max(axis=2) * most
     relative = np.expm1(2 * score) + (2 * positions + 40) * EPS
     bound = relative.T[:, :, None] * v.max(axis=0)

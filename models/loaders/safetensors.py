@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -179,7 +178,7 @@ def write_safetensors(
     """
     path = Path(path)
     plan = _Plan(list(tensors), metadata or {})
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         _require_space(path.parent, plan.size)
         with temporary.open("xb") as file:

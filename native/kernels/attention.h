@@ -44,28 +44,28 @@ static int32_t units(const lt_op *op, const lt_step *step) {
 /* Scores to weights e^(score - most), in place, of the positions that each query sees, and 0 for those before its window.
  * keep: by what the sums so far shrink, as `most` has grown. */
 static void weigh(batch *s, scores score, float keep[QUERIES]) {
-    float before[QUERIES];
+    _Alignas(64) float before[QUERIES];
     memcpy(before, s->most, sizeof before);
+    const float scale = s->cap ? 1 : s->scale; /* of capped scores, which are made first */
     for (int32_t j = 0; j < s->count; j++) {
+        s->top[j] = -INFINITY;
         if (s->seen[j] <= s->passed[j]) continue;
-        float scale = s->scale;
         if (s->cap) {
             for (int32_t t = 0; t < TILE; t += 16)
-                vstore(score[j] + t, vcap(vmul(vload(score[j] + t), vset1(scale)), s->cap));
-            scale = 1;
+                vstore(score[j] + t, vcap(vmul(vload(score[j] + t), vset1(s->scale)), s->cap));
         }
         for (int32_t t = 0; t < s->passed[j]; t++) score[j][t] = -INFINITY;
         for (int32_t t = s->seen[j]; t < TILE; t++) score[j][t] = -INFINITY;
-        f32x16 most = vset1(s->most[j]);
-        for (int32_t t = 0; t < TILE; t += 16) {
-            const f32x16 scaled = vmul(vload(score[j] + t), vset1(scale));
-            most = vmax(most, scaled);
-            vstore(score[j] + t, scaled);
-        }
-        s->most[j] = vhmax(most);
+        f32x16 most = vset1(-INFINITY);
+        for (int32_t t = 0; t < TILE; t += 16) most = vmax(most, vload(score[j] + t));
+        s->top[j] = vhmax(most);
+        if (s->top[j] * scale > s->most[j]) s->most[j] = s->top[j] * scale;
     }
-    for (int32_t j = 0; j < s->count; j += 16)
-        vstore(keep + j, vexp(vsub(vload(before + j), vload(s->most + j))));
+    for (int32_t j = 0; j < s->count; j += 16) {
+        const f32x16 most = vload(s->most + j);
+        vstore(keep + j, vexp(vsub(vload(before + j), most)));
+        vstore(s->top + j, vexp(vfma(vload(s->top + j), vset1(scale), vsub(vset1(0), most))));
+    }
     for (int32_t j = 0; j < s->count; j++) {
         if (s->seen[j] <= s->passed[j]) {
             keep[j] = 1;
@@ -73,10 +73,15 @@ static void weigh(batch *s, scores score, float keep[QUERIES]) {
             continue;
         }
         f32x16 total = vset1(0);
-        for (int32_t t = 0; t < TILE; t += 16) { /* unseen: e^-87 in vexp, lost beside the largest, which is 1 */
-            const f32x16 weight = vexp(vsub(vload(score[j] + t), vset1(s->most[j])));
-            vstore(score[j] + t, weight);
-            total = vadd(total, weight);
+        for (int32_t t = 0; t < TILE; t += 16 * EXPS) { /* unseen: e^-87, lost beside the largest, which is 1 */
+            f32x16 weight[EXPS];
+            for (int i = 0; i < EXPS; i++)
+                weight[i] = vfma(vload(score[j] + t + i * 16), vset1(scale), vset1(-s->most[j]));
+            vexps(weight, EXPS);
+            for (int i = 0; i < EXPS; i++) {
+                vstore(score[j] + t + i * 16, weight[i]);
+                total = vadd(total, weight[i]);
+            }
         }
         for (int32_t t = 0; t < s->passed[j]; t++) score[j][t] = 0;
         s->sum[j] = s->sum[j] * keep[j] + vsum(total);

@@ -11,9 +11,10 @@
 #include "kv_cache.h"
 
 enum {
-    TILE = 64,    /* positions whose scores are held at a time */
+    TILE = 128,   /* positions whose scores are held at a time */
     QUERIES = 32, /* that meet a tile before the next one comes */
     WIDEST = 256, /* columns; wider heads come query by query and WIDEST columns of values at a time */
+    EXPS = 8,     /* exponentials side by side */
     FEW = 4,      /* queries at a time that wait for memory */
 };
 
@@ -32,6 +33,7 @@ typedef struct {
     float cap;                  /* of these then; 0: none */
     float *y[QUERIES];          /* the columns of the result that are being made */
     float most[QUERIES], sum[QUERIES];
+    float top[QUERIES];         /* the largest weight of the tile at hand */
 } batch;
 
 /* Columns of a kv head, and the vectors of values that are blended of them. */

@@ -291,30 +291,38 @@ static inline float vfirst(f32x16 v) {
 }
 
 /* x = n ln 2 + r, |r| <= ln 2 / 2, for -87 <= x <= 88; gives n, r, and the polynomial p of e^r ~ 1 + r + p r^2 (Cephes
- * expf). */
-static inline f32x16 exp_parts(f32x16 x, f32x16 *n, f32x16 *r) {
-    x = vmax(vmin(x, vset1(88.0f)), vset1(-87.0f));
-    *n = vrint(vmul(x, vset1(1.44269504f)));
-    *r = vfma(*n, vset1(-0.693359375f), x); /* ln 2 in two parts: the first has few bits, so n * it is exact */
-    *r = vfma(*n, vset1(2.12194440e-4f), *r);
-    f32x16 p = vset1(1.9875691500e-4f);
-    p = vfma(p, *r, vset1(1.3981999507e-3f));
-    p = vfma(p, *r, vset1(8.3334519073e-3f));
-    p = vfma(p, *r, vset1(4.1665795894e-2f));
-    p = vfma(p, *r, vset1(1.6666665459e-1f));
-    return vfma(p, *r, vset1(5.0000001201e-1f));
+ * expf), of `count` vectors side by side: of one, each step waits for the step before. */
+static inline __attribute__((always_inline)) void exp_parts(const f32x16 *x, f32x16 *n, f32x16 *r, f32x16 *p, int count) {
+    static const float c[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    for (int i = 0; i < count; i++) r[i] = vmax(vmin(x[i], vset1(88.0f)), vset1(-87.0f));
+    for (int i = 0; i < count; i++) n[i] = vrint(vmul(r[i], vset1(1.44269504f)));
+    for (int i = 0; i < count; i++) /* ln 2 in two parts: the first has few bits, so n * it is exact */
+        r[i] = vfma(n[i], vset1(-0.693359375f), r[i]);
+    for (int i = 0; i < count; i++) r[i] = vfma(n[i], vset1(2.12194440e-4f), r[i]);
+    for (int i = 0; i < count; i++) p[i] = vset1(1.9875691500e-4f);
+#pragma GCC unroll 5
+    for (int k = 0; k < 5; k++)
+        for (int i = 0; i < count; i++) p[i] = vfma(p[i], r[i], vset1(c[k]));
 }
 
-/* e^x to 1-2 units in the last place. */
+/* x = e^x to 1-2 units in the last place, up to 8 vectors side by side. */
+static inline __attribute__((always_inline)) void vexps(f32x16 *x, int count) {
+    f32x16 n[8], r[8], p[8];
+    exp_parts(x, n, r, p, count);
+    for (int i = 0; i < count; i++) p[i] = vfma(vmul(p[i], r[i]), r[i], vadd(r[i], vset1(1.0f)));
+    for (int i = 0; i < count; i++) x[i] = vmul(p[i], vexp2i(n[i]));
+}
+
 static inline f32x16 vexp(f32x16 x) {
-    f32x16 n, r, p = exp_parts(x, &n, &r);
-    p = vfma(vmul(p, r), r, vadd(r, vset1(1.0f)));
-    return vmul(p, vexp2i(n));
+    vexps(&x, 1);
+    return x;
 }
 
 /* tanh x to a few units in the last place: m / (m + 2) with m = e^2x - 1, in which nothing is lost around 0. */
 static inline f32x16 vtanh(f32x16 x) {
-    f32x16 n, r, p = exp_parts(vadd(x, x), &n, &r);
+    f32x16 n, r, p;
+    x = vadd(x, x);
+    exp_parts(&x, &n, &r, &p, 1);
     const f32x16 power = vexp2i(n), m = vfma(vfma(vmul(p, r), r, r), power, vsub(power, vset1(1)));
     return vdiv(m, vadd(m, vset1(2)));
 }

@@ -33,7 +33,7 @@
 enum {
     LANES = 16,     /* positions in a vector of keys */
     STEPS = KV_GROUP ? 4 : 1,
-    KV_SPAN = 256,  /* positions; a query's softmax is made span by span, whoever makes them */
+    KV_SPAN = 512,  /* positions; a query's softmax is made span by span, whoever makes them */
     SPLIT_ROWS = 8, /* a step of more rows has enough parts without cutting the context into spans */
 };
 

@@ -17,31 +17,20 @@ enum {
     WHOLE_MOST = 1 << 13,
     KEY_DIGITS = KV_MOST > 15 ? 2 : 1,
     KEY_MOST = KEY_DIGITS == 2 ? WHOLE_MOST : 127,
-    KEY_SAFE = SAFE_STEPS((KEY_DIGITS == 2 ? 64 : 127) * KV_MOST),
     SAFE = SAFE_STEPS(64 * KV_MOST),
+    KEY_SAFE = KEY_DIGITS == 2 ? SAFE : SAFE_STEPS(127 * KV_MOST),
     HALF_STEPS = KV_GROUP / STEP / KV_HALVES,
     BLOCK_STEPS = LANES / STEP,
     GROUPS = WIDEST / KV_GROUP,
 };
 
-/* Rows of digits lie columns + VECTOR apart: no power of two, which would share few lines of L1. A head wider than
- * WIDEST is the only one. */
+/* A head wider than WIDEST is the only one, and takes other queries' places. Rows are no power of two apart, which would
+ * share few lines of L1. */
 struct queries {
-    _Alignas(64) int8_t digits[QUERIES * KEY_DIGITS * (WIDEST + VECTOR)];
+    _Alignas(64) int8_t digits[KEY_DIGITS][QUERIES][WIDEST + VECTOR];
     int32_t zero[QUERIES * GROUPS]; /* [queries][groups]: what KV_ZERO adds to their products */
     float unit[QUERIES * GROUPS];   /* of their whole numbers */
 };
-
-/* Sixty-four whole numbers of up to 2^13 as two digits. */
-LT_INLINE void split(const i32x16 x[4], int8_t *hi, int8_t *lo) {
-    i32x16 high[4], low[4];
-    for (int i = 0; i < 4; i++) {
-        high[i] = ishr(iadd(x[i], iset1(64)), 7);
-        low[i] = isub(x[i], ishl(high[i], 7));
-    }
-    istore_i8(hi, high);
-    istore_i8(lo, low);
-}
 
 /* What the products of all digits are together, without the zeros of the codes. */
 LT_INLINE f32x16 join(const i32x16 (*sums)[TILE_BLOCKS], int block, int digits, int32_t zero) {
@@ -50,8 +39,7 @@ LT_INLINE f32x16 join(const i32x16 (*sums)[TILE_BLOCKS], int block, int digits, 
 }
 
 static void take_query(queries *q, int32_t j, const float *from, int32_t n, int32_t columns) {
-    const int32_t stride = columns + VECTOR, groups = kv_groups(columns);
-    int8_t *digits = q->digits + (int64_t)j * KEY_DIGITS * stride;
+    const int32_t groups = kv_groups(columns);
     for (int32_t g = 0, c = 0; g < groups; g++, c += KV_GROUP) {
         f32x16 x[2];
         for (int i = 0; i < 2; i++) {
@@ -62,10 +50,10 @@ static void take_query(queries *q, int32_t j, const float *from, int32_t n, int3
         const i32x16 whole[4] = {vto_i32(vmul(x[0], vset1(by))), vto_i32(vmul(x[1], vset1(by))), izero(), izero()};
         int8_t hi[64], lo[64];
         if (KEY_DIGITS == 2) {
-            split(whole, hi, lo);
-            memcpy(digits + stride + c, lo, KV_GROUP);
+            isplit(hi, lo, whole);
+            memcpy(q->digits[KEY_DIGITS - 1][j] + c, lo, KV_GROUP);
         } else istore_i8(hi, whole);
-        memcpy(digits + c, hi, KV_GROUP);
+        memcpy(q->digits[0][j] + c, hi, KV_GROUP);
         q->zero[j * groups + g] = KV_ZERO * (int32_t)vsum(vfrom_i32(iadd(whole[0], whole[1])));
         q->unit[j * groups + g] = most / KEY_MOST;
     }
@@ -98,51 +86,54 @@ LT_INLINE void put_by(products *s, int rows, int last) {
         }
 }
 
-/* The n-th step. */
-LT_INLINE void add_step(products *s, const u8x64 w[TILE_BLOCKS], const int8_t *digits, int64_t stride, int rows, int n,
-                        int32_t safe) {
+/* The n-th step. A query's digits lie `next` apart, queries' `stride`. */
+LT_INLINE void add_step(products *s, const u8x64 w[TILE_BLOCKS], const int8_t *from, int stride, int next, int queries,
+                        int digits, int n) {
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < queries * digits; r++) {
+        const int8_t *step = from + r / digits * stride + r % digits * next;
 #pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++) s->some[r][b] = dot4at(s->some[r][b], w[b], digits + r * stride);
+        for (int b = 0; b < TILE_BLOCKS; b++) s->some[r][b] = dot4at(s->some[r][b], w[b], step);
     }
-    if (safe < INT32_MAX && (n + 1) % safe == 0) put_by(s, rows, 0);
+    const int32_t safe = digits == KEY_DIGITS ? KEY_SAFE : SAFE; /* one and the same where keys have two digits */
+    if (safe < INT32_MAX && (n + 1) % safe == 0) put_by(s, queries * digits, 0);
 }
 
-/* score[j][lane] = q_j . k, for the blocks of a tile. Asks for the keys behind them. */
-LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, const kv_codes *keys,
+/* score[j][lane] = q_j . k, for the blocks of a tile. Asks for their values. */
+LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, const kv_head *cache,
                             const int64_t at[TILE_BLOCKS], int32_t columns, int queries) {
-    const int32_t stride = columns + VECTOR, groups = kv_groups(columns), rows = KEY_DIGITS * queries;
-    const int8_t *digits = q->digits + (int64_t)j * KEY_DIGITS * stride;
-    const int64_t ahead = TILE_BLOCKS * LANES * kv_row_bytes(columns);
+    const int32_t groups = kv_groups(columns), rows = KEY_DIGITS * queries;
+    const int8_t *digits = q->digits[0][j];
+    const int64_t values = cache->values.codes - cache->keys.codes;
     const uint8_t *k[TILE_BLOCKS];
     const uint16_t *scales[TILE_BLOCKS];
     f32x16 total[ABREAST][TILE_BLOCKS];
     for (int b = 0; b < TILE_BLOCKS; b++) {
-        k[b] = keys->codes + at[b] * kv_row_bytes(columns);
-        scales[b] = kv_scales(keys, at[b], 0, columns);
+        k[b] = cache->keys.codes + at[b] * kv_row_bytes(columns);
+        scales[b] = kv_scales(&cache->keys, at[b], 0, columns);
         for (int i = 0; i < queries; i++) total[i][b] = vset1(0);
     }
     for (int32_t g = 0; g < groups; g++, digits += KV_GROUP) {
         products s;
         begin_products(&s, rows);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int i = 0; i < HALF_STEPS; i++) {
             u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
             for (int b = 0; b < TILE_BLOCKS; b++) {
                 codes[b] = u8load(k[b]);
-                __builtin_prefetch(k[b] + ahead);
+                __builtin_prefetch(k[b] + values);
                 k[b] += VECTOR;
             }
             for (int h = 0; h < KV_HALVES; h++) {
                 for (int b = 0; b < TILE_BLOCKS; b++) w[b] = kv_half(codes[b], h);
-                add_step(&s, w, digits + (h * HALF_STEPS + i) * STEP, stride, rows, i * KV_HALVES + h, KEY_SAFE);
+                add_step(&s, w, digits + (h * HALF_STEPS + i) * STEP, sizeof q->digits[0][0], sizeof q->digits[0], queries,
+                         KEY_DIGITS, i * KV_HALVES + h);
             }
         }
         put_by(&s, rows, 1);
         for (int b = 0; b < TILE_BLOCKS; b++) {
             const f32x16 scale = vload_f16(scales[b] + g * LANES);
-            __builtin_prefetch(scales[b] + (TILE_BLOCKS * groups + g) * LANES);
+            __builtin_prefetch((const uint8_t *)(scales[b] + g * LANES) + values);
             for (int i = 0; i < queries; i++) {
                 const int32_t group = (j + i) * groups + g;
                 const f32x16 dot = join(s.all + KEY_DIGITS * i, b, KEY_DIGITS, q->zero[group]);
@@ -163,35 +154,26 @@ static void score_tile(const batch *s, scores score, const kv_head *cache, int64
         for (int32_t j = 0, m; j < s->count; j += m) {
             float(*to)[TILE] = (float(*)[TILE])(score[j] + block * LANES);
             m = abreast(s->count - j);
-#define SCORE(queries) score_blocks(to, s->q, j, &cache->keys, position, columns, queries)
+#define SCORE(queries) score_blocks(to, s->q, j, cache, position, columns, queries)
             AT_A_TIME(m, SCORE)
         }
     }
 }
 
-/* Scales of a group's values, divided by the largest of those seen, which is returned; 0 for the unseen. */
-static float take_scales(f32x16 scale[TILE / 16], const uint16_t *from, int32_t stride, int32_t seen) {
+/* Scales of a group's values, divided by the largest of those seen, which is returned; 0 for the unseen. Asks for those
+ * `next` further. */
+static float take_scales(f32x16 scale[TILE / 16], const uint16_t *from, int32_t stride, int32_t seen, int64_t next) {
     f32x16 largest = vset1(0);
-    for (int32_t b = 0; b < TILE / LANES; b++) {
+    for (int b = 0; b < TILE / LANES; b++) {
         const int32_t left = seen - b * LANES;
-        __builtin_prefetch(from + (TILE / LANES + b) * stride);
-        scale[b] = left >= LANES ? vload_f16(from + b * stride) : left > 0 ? vloadn_f16(from + b * stride, left) : vset1(0);
+        __builtin_prefetch(from + next + b * stride);
+        if (seen == TILE) scale[b] = vload_f16(from + b * stride);
+        else scale[b] = left > 0 ? vloadn_f16(from + b * stride, lt_min(left, LANES)) : vset1(0);
         largest = vmax(largest, vabs(scale[b]));
     }
     const float most = vhmax(largest), by = most > 0 ? 1 / most : 0;
     for (int b = 0; b < TILE / LANES; b++) scale[b] = vmul(scale[b], vset1(by));
     return most;
-}
-
-/* Weights of the positions seen to whole numbers, in place, and 0 for the unseen; returns the unit. Next to the largest
- * weight of all, which is 1, those below 1e-30 are nothing. */
-static float take_weights(float weight[TILE], int32_t seen) {
-    f32x16 largest = vset1(0);
-    for (int32_t t = seen; t < TILE; t++) weight[t] = 0;
-    for (int32_t t = 0; t < TILE; t += 16) largest = vmax(largest, vload(weight + t));
-    const float most = vhmax(largest), by = most > 1e-30f ? WHOLE_MOST / most : 0;
-    for (int32_t t = 0; t < TILE; t += 16) vstore(weight + t, vmul(vload(weight + t), vset1(by)));
-    return most / WHOLE_MOST;
 }
 
 /* Some queries' weights times the scales of a group's values, as digits. */
@@ -201,24 +183,59 @@ typedef struct {
     float unit[QUERIES];
 } blend;
 
-/* y_j = y_j * keep[j] + unit[j] * (digits_j . v), for a group's columns and some blocks of positions. */
+/* A query's weights, `by` times as large, times the scales of some groups side by side, as digits. Asks for memory
+ * meanwhile. */
+LT_INLINE void take_digits(blend *to, int32_t j, const float *weight, float by, f32x16 (*scale)[TILE / 16], int groups,
+                           const uint8_t *ahead) {
+    i32x16 sum[4];
+    int32_t total[4];
+    for (int g = 0; g < 4; g++) sum[g] = izero();
+#pragma GCC unroll 2
+    for (int t = 0; t < TILE / 16; t += 4) {
+        i32x16 whole[4][4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const f32x16 w = vmul(vload(weight + (t + i) * 16), vset1(by));
+            for (int n = 0; n < 2; n++) __builtin_prefetch(ahead + ((t + i) * 2 + n) * VECTOR);
+            for (int g = 0; g < groups; g++) {
+                whole[g][i] = vto_i32(vmul(w, scale[g][t + i]));
+                sum[g] = iadd(sum[g], whole[g][i]);
+            }
+        }
+        for (int g = 0; g < groups; g++) isplit(to[g].digits[j][0] + t * 16, to[g].digits[j][1] + t * 16, whole[g]);
+    }
+    isums(total, sum);
+    for (int g = 0; g < groups; g++) to[g].zero[j] = KV_ZERO * total[g];
+}
+
+/* By itself, or the compiler keeps dozens of addresses in memory. */
+static __attribute__((noinline)) void take_digits4(blend *to, int32_t j, const float *weight, float by,
+                                                   f32x16 (*scale)[TILE / 16], const uint8_t *ahead) {
+    take_digits(to, j, weight, by, scale, 4, ahead);
+}
+
+/* y_j = y_j * keep[j] + unit[j] * (digits_j . v), for a group's columns and some blocks of positions. Asks for as much of
+ * the memory ahead. */
 LT_INLINE void blend_columns(float *const *y, int32_t column, const float *keep, const blend *with, int32_t j,
-                             const uint8_t *v, int64_t stride, int32_t blocks, int queries, int64_t ahead) {
+                             const uint8_t *v, int64_t stride, int32_t blocks, int queries, const uint8_t *ahead) {
     for (int p = 0; p < 2; p += TILE_BLOCKS) {
         products s;
         begin_products(&s, 2 * queries);
         const uint8_t *from = v;
         const int8_t *digits = with->digits[j][0];
         for (int32_t block = 0; block < blocks; block++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int i = 0; i < BLOCK_STEPS; i++, from += stride, digits += STEP) {
                 u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
                 for (int b = 0; b < TILE_BLOCKS; b++) {
                     codes[b] = KV_HALVES == 2 && b ? codes[0] : u8load(from + (p + b) / KV_HALVES * VECTOR);
                     w[b] = kv_half(codes[b], (p + b) % KV_HALVES);
-                    if ((p + b) % KV_HALVES == 0) __builtin_prefetch(from + (p + b) / KV_HALVES * VECTOR + ahead);
+                    if ((p + b) % KV_HALVES == 0) {
+                        __builtin_prefetch(ahead);
+                        ahead += VECTOR;
+                    }
                 }
-                add_step(&s, w, digits, TILE, 2 * queries, i, SAFE);
+                add_step(&s, w, digits, 2 * TILE, TILE, queries, 2, i);
             }
             if (SAFE < INT32_MAX) put_by(&s, 2 * queries, 0); /* steps are counted from here again */
         }
@@ -243,27 +260,31 @@ static void blend_tile(const batch *s, const slab *of, scores weight, const floa
     const int64_t row_bytes = kv_row_bytes(of->columns);
     const int32_t groups = of->vectors / 2, stride = kv_groups(of->columns) * LANES;
     const uint16_t *scales = kv_scales(values, at, of->first, of->columns);
+    const uint8_t *ahead = of->cache->keys.codes + (at + TILE) * row_bytes;
+    const int64_t scales_ahead = of->cache->keys.scales - values->scales + TILE / LANES * stride;
     for (int32_t j = begin; j < s->count; j++) {
-        const float unit = take_weights(weight[j], s->seen[j]);
         if (j == begin || s->seen[j] != s->seen[j - 1])
-            for (int32_t g = 0; g < groups; g++) most[g] = take_scales(scale[g], scales + g * LANES, stride, s->seen[j]);
-        for (int32_t g = 0; g < groups; g++) {
-            i32x16 whole[TILE / 16];
-            for (int t = 0; t < TILE / 16; t++) whole[t] = vto_i32(vmul(vload(weight[j] + t * 16), scale[g][t]));
-            split(whole, with[g].digits[j][0], with[g].digits[j][1]);
-            with[g].zero[j] = KV_ZERO * (int32_t)vsum(vfrom_i32(iadd(iadd(whole[0], whole[1]), iadd(whole[2], whole[3]))));
-            with[g].unit[j] = unit * most[g];
+            for (int32_t g = 0; g < groups; g++)
+                most[g] = take_scales(scale[g], scales + g * LANES, stride, s->seen[j], scales_ahead);
+        /* Next to the largest weight of all, which is 1, a tile of those below 1e-30 is nothing. */
+        const float unit = s->top[j] / WHOLE_MOST, by = s->top[j] > 1e-30f ? 1 / unit : 0;
+        const uint8_t *some = ahead + lt_min(j, FEW) * (TILE / 8) * VECTOR;
+        for (int32_t g = 0, m; g < groups; g += m) {
+            m = groups - g >= 4 ? 4 : 1;
+            if (m == 4) take_digits4(with + g, j, weight[j], by, scale + g, some);
+            else take_digits(with + g, j, weight[j], by, scale + g, 1, some);
         }
+        for (int32_t g = 0; g < groups; g++) with[g].unit[j] = unit * most[g];
     }
     const int32_t blocks = lt_ceil_div(s->seen[s->count - 1], LANES);
     const int64_t next = KV_GROUP / KV_HALVES * STEP; /* bytes */
     const uint8_t *v = values->codes + at * row_bytes + (int64_t)of->first / KV_HALVES * STEP;
     for (int32_t g = 0; g < groups; g++, v += next) {
-        const int64_t ahead = g + 1 < groups ? next : TILE * row_bytes - g * next; /* the next tile's first group */
         for (int32_t j = begin, m; j < s->count; j += m) {
             m = abreast(s->count - j);
 #define BLEND(queries)                                                                                          \
-    blend_columns(s->y + j, g * KV_GROUP, keep + j, &with[g], j, v, row_bytes * STEP, blocks, queries, ahead)
+    blend_columns(s->y + j, g * KV_GROUP, keep + j, &with[g], j, v, row_bytes * STEP, blocks, queries,    \
+                  ahead + g * (TILE * KV_GROUP / KV_HALVES))
             AT_A_TIME(m, BLEND)
         }
     }

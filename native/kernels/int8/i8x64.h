@@ -9,7 +9,8 @@
  *     i32x16  a sum for every row
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest product) steps are over
  *
- * istore_i8(p, x): 64 whole numbers in -128..127, as bytes in their order.
+ * istore_i8(p, x): 64 whole numbers in -128..127, as bytes in their order. isplit(hi, lo, x): 64 of up to 2^13, as two
+ * digits in base 128, -64..64. isums(p, x): four sums, of sixteen numbers each.
  *
  * u8lookup(table, i): the bytes that indices 0..15 name.
  *
@@ -20,6 +21,8 @@
  * weight, fields stay in their place (IN_PLACE), times 2^(width * i), each with sums of its own that are shifted once
  * at the end. LAST_SHIFTED: all but the byte's last field, whose sign a signed product would misread. NEGATIVE_BITS:
  * but a field of one bit is 0 or -1.
+ *
+ * u8down4(v): the upper four bits in the lower ones' place; what stands above them is not said.
  *
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
@@ -67,6 +70,7 @@ LT_INLINE u8x64 u8field(u8x64 v, int width, int i) {
 LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return _mm512_and_si512(_mm512_srli_epi16(v, (unsigned)(width * i)), _mm512_set1_epi8((char)((1 << width) - 1)));
 }
+LT_INLINE u8x64 u8down4(u8x64 v) { return _mm512_srli_epi16(v, 4); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { return _mm512_slli_epi16(v, (unsigned)bits); }
 LT_INLINE u8x64 u8add(u8x64 a, u8x64 b) { return _mm512_add_epi8(a, b); }
 typedef __m512i u8x16; /* in every quarter */
@@ -120,6 +124,25 @@ LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
+LT_INLINE void isplit(int8_t *hi, int8_t *lo, const i32x16 x[4]) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i high[2], low[2];
+    for (int i = 0; i < 2; i++) {
+        const __m512i words = _mm512_packs_epi32(x[2 * i], x[2 * i + 1]);
+        high[i] = _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(64)), 7);
+        low[i] = _mm512_sub_epi16(words, _mm512_slli_epi16(high[i], 7));
+    }
+    _mm512_storeu_si512(hi, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high[0], high[1])));
+    _mm512_storeu_si512(lo, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low[0], low[1])));
+}
+LT_INLINE __m512i add_pairs(__m512i x, __m512i y) { /* (x0 + x2, y0 + y2, x1 + x3, y1 + y3) of every quarter */
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+}
+LT_INLINE void isums(int32_t *p, const i32x16 x[4]) {
+    const __m512i some = add_pairs(x[0], x[2]), others = add_pairs(x[1], x[3]), all = add_pairs(some, others);
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128((__m128i *)p, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
 
 #elif defined(__AVX2__) && !defined(LT_PLAIN)
 
@@ -150,6 +173,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return (u8x64){down_half(v.a, width, i), down_half(v.b, width, i)};
 }
 LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     return (u8x64){_mm256_slli_epi16(v.a, bits), _mm256_slli_epi16(v.b, bits)};
 }
@@ -228,6 +252,29 @@ LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
         _mm256_storeu_si256((__m256i *)(p + 16 * i), bytes);
     }
 }
+LT_INLINE void isplit(int8_t *hi, int8_t *lo, const i32x16 x[4]) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 4; i += 2) {
+        __m256i high[2], low[2];
+        for (int k = 0; k < 2; k++) {
+            const __m256i words = _mm256_packs_epi32(x[i + k].a, x[i + k].b);
+            high[k] = _mm256_srai_epi16(_mm256_add_epi16(words, _mm256_set1_epi16(64)), 7);
+            low[k] = _mm256_sub_epi16(words, _mm256_slli_epi16(high[k], 7));
+        }
+        const __m256i his = _mm256_packs_epi16(high[0], high[1]), los = _mm256_packs_epi16(low[0], low[1]);
+        _mm256_storeu_si256((__m256i *)(hi + 16 * i), _mm256_permutevar8x32_epi32(his, order));
+        _mm256_storeu_si256((__m256i *)(lo + 16 * i), _mm256_permutevar8x32_epi32(los, order));
+    }
+}
+LT_INLINE __m256i add_pairs(__m256i x, __m256i y) { /* (x0 + x2, y0 + y2, x1 + x3, y1 + y3) of both halves */
+    return _mm256_add_epi32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+}
+LT_INLINE void isums(int32_t *p, const i32x16 x[4]) {
+    __m256i half[4];
+    for (int i = 0; i < 4; i++) half[i] = _mm256_add_epi32(x[i].a, x[i].b);
+    const __m256i all = add_pairs(add_pairs(half[0], half[2]), add_pairs(half[1], half[3]));
+    _mm_storeu_si128((__m128i *)p, _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
 
 #elif defined(__aarch64__) && !defined(LT_PLAIN)
 #include <arm_neon.h>
@@ -266,6 +313,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     }
     LT_QUARTERS(u8x64, vandq_u8(shift_right(v.q[q], width * i), mask));
 }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) { LT_QUARTERS(u8x64, v.q[q] << vdupq_n_u8((uint8_t)bits)); }
 LT_INLINE u8x64 u8bit(u8x64 v, int i) { LT_QUARTERS(u8x64, vtstq_u8(v.q[q], vdupq_n_u8((uint8_t)(1 << i)))); }
 LT_INLINE int8x16_t broadcast4(const int8_t *p) {
@@ -440,6 +488,18 @@ LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
         vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
     }
 }
+LT_INLINE void isplit(int8_t *hi, int8_t *lo, const i32x16 x[4]) {
+    for (int i = 0; i < 8; i++, hi += 8, lo += 8) {
+        const int16x8_t words = vcombine_s16(vmovn_s32(x[i / 2].q[i % 2 * 2]), vmovn_s32(x[i / 2].q[i % 2 * 2 + 1]));
+        const int16x8_t high = vrshrq_n_s16(words, 7); /* rounded: (words + 64) >> 7 */
+        vst1_s8(hi, vmovn_s16(high));
+        vst1_s8(lo, vmovn_s16(vsubq_s16(words, vshlq_n_s16(high, 7))));
+    }
+}
+LT_INLINE void isums(int32_t *p, const i32x16 x[4]) {
+    for (int i = 0; i < 4; i++)
+        p[i] = vaddvq_s32(vaddq_s32(vaddq_s32(x[i].q[0], x[i].q[1]), vaddq_s32(x[i].q[2], x[i].q[3])));
+}
 
 #else
 
@@ -476,6 +536,7 @@ LT_INLINE u8x64 u8down(u8x64 v, int width, int i) {
     return v;
 }
 LT_INLINE u8x64 u8field(u8x64 v, int width, int i) { return u8down(v, width, i); }
+LT_INLINE u8x64 u8down4(u8x64 v) { return u8down(v, 4, 1); }
 LT_INLINE u8x64 u8up(u8x64 v, int bits) {
     for (int k = 0; k < 64; k++) v.b[k] = (uint8_t)(v.b[k] << bits);
     return v;
@@ -559,6 +620,19 @@ LT_INLINE i32x16 vto_i32(f32x16 x) {
 }
 LT_INLINE void istore_i8(int8_t *p, const i32x16 x[4]) {
     for (int i = 0; i < 64; i++) p[i] = (int8_t)x[i / 16].i[i % 16];
+}
+LT_INLINE void isplit(int8_t *hi, int8_t *lo, const i32x16 x[4]) {
+    for (int i = 0; i < 64; i++) {
+        const int32_t whole = x[i / 16].i[i % 16], high = (whole + 64) >> 7;
+        hi[i] = (int8_t)high;
+        lo[i] = (int8_t)(whole - high * 128);
+    }
+}
+LT_INLINE void isums(int32_t *p, const i32x16 x[4]) {
+    for (int i = 0; i < 4; i++) {
+        p[i] = 0;
+        for (int k = 0; k < 16; k++) p[i] += x[i].i[k];
+    }
 }
 #endif
 

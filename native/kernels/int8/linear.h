@@ -8,7 +8,7 @@
  * A format says, before it includes this file,
  *
  *     COLUMNS, STEPS, BYTES   of a chunk: columns of a block of 16 rows that lie together; a step is 4 columns
- *     PANEL                   chunks that are decoded at a time: no fewer than a group has
+ *     PANEL                   chunks that are decoded at a time: no fewer than a plane of a group has
  *     MOST                    the largest weight in a panel
  *     HALVES                  panels: 2 if the second holds weights' upper four bits, else 1
  *     format                  a struct of its own, and how it is read: format_open(op, step)
@@ -22,6 +22,7 @@
  *
  * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
+ *     HALF_TILES              of f: whether tiles of half the tokens are better, so that results, too, stay in registers
  *     group, planes           of f: chunks that share an activation scale; planes. Or GROUP, PLANES: the same for all
  *     chunks_dot(f, p, data, codes, chunks, ahead)   the sums of a plane's chunks, with one token
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
@@ -34,6 +35,9 @@
 #endif
 #ifndef PLANES
 #define PLANES f->planes
+#endif
+#ifndef HALF_TILES
+#define HALF_TILES 0
 #endif
 
 enum {
@@ -166,29 +170,51 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
         for (int b = 0; b < TILE_BLOCKS; b++) istore(y[t][b], iadd(iload(y[t][b]), sums[at + t][b]));
 }
 #else
-/* A panel of one plane of a group of chunks, times tokens. */
+/* A plane of a group in a panel, where it begins at a multiple of a group's steps. */
+typedef struct {
+    int32_t group, steps;
+    grid grids[TILE_BLOCKS];
+} part;
+
+/* A panel of so many parts, times tokens. The results of few stay in registers meanwhile. */
 LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f, const panel weights,
-                           const grid grids[TILE_BLOCKS], int32_t group, int32_t chunks, int32_t token, int tokens,
-                           int at_once, result y[]) {
-    const int32_t column = group * GROUP * COLUMNS, steps = chunks * STEPS;
+                           const part parts[], int32_t count, int32_t token, int tokens, int at_once, result y[]) {
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
-    i32x16 sums[MOST_TOKENS][TILE_BLOCKS];
-    const int at = panel_sums(op, step, f, weights, column, steps, token, tokens, at_once, sums);
-    if (HALVES == 2) {
-        i32x16 upper[MOST_TOKENS][TILE_BLOCKS];
-        panel_sums(op, step, f, weights + PANEL * STEPS, column, steps, token, tokens, at_once, upper);
+    const int few = tokens <= TILE_TOKENS / 2;
+    f32x16 now[TILE_TOKENS][TILE_BLOCKS];
 #pragma GCC unroll 12
-        for (int t = 0; t < tokens; t++)
+    for (int t = 0; few && t < tokens; t++)
 #pragma GCC unroll 2
-            for (int b = 0; b < TILE_BLOCKS; b++) sums[at + t][b] = iadd(sums[at + t][b], ishl(upper[at + t][b], 4));
+        for (int b = 0; b < TILE_BLOCKS; b++) now[t][b] = vload(y[t][b]);
+    for (int32_t n = 0; n < count; n++) {
+        const int32_t group = parts[n].group, column = group * GROUP * COLUMNS;
+        const int32_t steps = GROUP == 1 ? STEPS : parts[n].steps;
+        i32x16 sums[MOST_TOKENS][TILE_BLOCKS];
+        const uint8_t(*from)[TILE_BLOCKS][VECTOR] = weights + n * GROUP * STEPS;
+        const int at = panel_sums(op, step, f, from, column, steps, token, tokens, at_once, sums);
+        if (HALVES == 2) {
+            i32x16 upper[MOST_TOKENS][TILE_BLOCKS];
+            panel_sums(op, step, f, from + PANEL * STEPS, column, steps, token, tokens, at_once, upper);
+#pragma GCC unroll 12
+            for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+                for (int b = 0; b < TILE_BLOCKS; b++) sums[at + t][b] = iadd(sums[at + t][b], ishl(upper[at + t][b], 4));
+        }
+        grid grids[TILE_BLOCKS]; /* which results written might be, for all the compiler knows */
+        for (int b = 0; b < TILE_BLOCKS; b++) grids[b] = parts[n].grids[b];
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++) {
+            const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
+#pragma GCC unroll 2
+            for (int b = 0; b < TILE_BLOCKS; b++)
+                if (few) now[t][b] = add_group(now[t][b], sums[at + t][b], grids[b], scale, sum);
+                else vstore(y[t][b], add_group(vload(y[t][b]), sums[at + t][b], grids[b], scale, sum));
+        }
     }
 #pragma GCC unroll 12
-    for (int t = 0; t < tokens; t++) {
-        const float scale = act_of(op, act_scale, 2, t, group), sum = act_of(op, act_sum, 3, t, group);
+    for (int t = 0; few && t < tokens; t++)
 #pragma GCC unroll 2
-        for (int b = 0; b < TILE_BLOCKS; b++)
-            vstore(y[t][b], add_group(vload(y[t][b]), sums[at + t][b], grids[b], scale, sum));
-    }
+        for (int b = 0; b < TILE_BLOCKS; b++) vstore(y[t][b], now[t][b]);
 }
 #endif
 
@@ -200,7 +226,8 @@ LT_INLINE void panel_times(const lt_op *op, const lt_step *step, const format *f
         int32_t t = 0;                          \
         for (; AMX && at_once && t < tokens; t += at_once) \
             panel_times(op, step, f, __VA_ARGS__, token + t, lt_min(at_once, tokens - t), at_once, y + t); \
-        if (!AMX) TILES_OF(TILE_TOKENS, __VA_ARGS__); \
+        if (!AMX && !HALF_TILES) TILES_OF(TILE_TOKENS, __VA_ARGS__); \
+        if (!AMX && HALF_TILES) TILES_OF((TILE_TOKENS / 2), __VA_ARGS__); \
         if (TILE_TOKENS > 4) TILES_OF(4, __VA_ARGS__); \
         if (TILE_TOKENS > 2) TILES_OF(2, __VA_ARGS__); \
         TILES_OF(1, __VA_ARGS__);               \
@@ -234,24 +261,31 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
     }
     const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #else
-    for (int32_t first = 0, g = 0; first < f->chunks; first += GROUP, g++) {
-        const int32_t chunks = lt_min(GROUP, f->chunks - first);
+    const int32_t all = lt_ceil_div(f->chunks, GROUP) * PLANES, some = PANEL / GROUP;
+    for (int32_t first = 0; first < all; first += some) {
+        const int32_t count = lt_min(some, all - first);
         y = sums[0];
-        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH)
-            for (int32_t p = 0; p < PLANES; p++) {
-                grid grids[TILE_BLOCKS];
+        for (int32_t b = block; b < last; b += TILE_BLOCKS, y += BATCH) {
+            part parts[PANEL];
+            for (int32_t n = 0; n < count; n++) {
+                const int32_t g = (first + n) / PLANES, p = (first + n) % PLANES;
+                const int32_t chunks = lt_min(GROUP, f->chunks - g * GROUP);
+                uint8_t(*to)[TILE_BLOCKS][VECTOR] = weights + n * GROUP * STEPS;
+                parts[n].group = g;
+                parts[n].steps = chunks * STEPS;
                 for (int32_t i = 0; i < TILE_BLOCKS; i++) {
                     const int32_t at = tile_block(b, i, last);
                     const uint8_t *data = group_at(f, at, g, p, chunks);
-                    grids[i] = grid_at(f, at, g, p);
+                    parts[n].grids[i] = grid_at(f, at, g, p);
                     for (int32_t c = 0; c < chunks; c++) {
                         for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + c * BYTES + v + PREFETCH);
-                        decode(f, p, data + c * BYTES, weights + c * STEPS, i);
+                        decode(f, p, data + c * BYTES, to + c * STEPS, i);
                     }
                 }
-                for (int h = 0; h < HALVES; h++) finish_panel(weights + h * PANEL * STEPS, chunks * STEPS);
-                TILES(weights, grids, g, chunks);
+                for (int h = 0; h < HALVES; h++) finish_panel(to + h * PANEL * STEPS, chunks * STEPS);
             }
+            TILES(weights, parts, count);
+        }
     }
 #endif
     for (int32_t t = 0; t < tokens; t++)

@@ -183,7 +183,7 @@ enum {
     LUT_BLOCKS = 32, /* blocks that share them, at most: those of many tokens stay in the second */
     LUT_WORTH = 4    /* and at least: a chunk's tables take as long as one or two blocks of it */
 };
-_Static_assert(COLUMNS == 32 && BYTES == 64 && PANEL <= (int)LUT_CHUNKS && !WHOLE, "planes of bits, in groups");
+_Static_assert(COLUMNS == 32 && BYTES == 64 && !WHOLE, "planes of bits, in groups of at most 128 columns");
 
 /* Adds the groups first <= g < last of a token, whose tables these are, to the rows of two blocks. */
 LT_INLINE void lut_pair(const lt_op *op, const lt_step *step, const format *f, const int32_t block[2], int64_t ahead,

@@ -15,7 +15,7 @@ LT_INLINE i32x16 join_fields(const i32x16 sums[], int fields, int width) {
 LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks,
                             int64_t ahead, int width, int steps) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
-    const int sums = in_place ? fields : 1;
+    const int sums = !in_place ? 1 : width == 1 ? 4 : fields; /* the upper four bits come down: fewer sums to join */
     const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / steps;
     i32x16 total[8];
 #pragma GCC unroll 8
@@ -31,11 +31,13 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
             for (int v = 0; v < width * steps / 8; v++) {
                 const uint8_t *at = data + c * stride + v * 64;
                 const u8x64 bytes = u8load(at);
+                const u8x64 upper = width == 1 ? u8down4(bytes) : bytes;
                 __builtin_prefetch(at + ahead);
 #pragma GCC unroll 8
-                for (int i = 0; i < fields; i++)
-                    part[in_place ? i : 0] =
-                        dot4of(part[in_place ? i : 0], u8field(bytes, width, i), run, v * fields + i);
+                for (int i = 0; i < fields; i++) {
+                    const u8x64 field = u8field(i < sums || !in_place ? bytes : upper, width, in_place ? i % sums : i);
+                    part[i % sums] = dot4of(part[i % sums], field, run, v * fields + i);
+                }
             }
         }
 #pragma GCC unroll 8

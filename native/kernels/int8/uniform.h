@@ -7,12 +7,15 @@
 #include "planes.h"
 
 /* Where a product does not take 0..255, the halves of 8 bits make panels of their own. */
-enum { PANEL = WHOLE ? 16 : 4, HALVES = BITS == 8 && (SIGNED_WEIGHTS || !WHOLE_BYTES) ? 2 : 1 };
+enum { PANEL = WHOLE ? 16 : 256 / COLUMNS, HALVES = BITS == 8 && (SIGNED_WEIGHTS || !WHOLE_BYTES) ? 2 : 1 };
 enum { MOST = (1 << BITS / HALVES) - 1 };
 
 #define PLANES 1
 #if NESTED
 #define GROUP 1
+#endif
+#if !WHOLE
+#define HALF_TILES (TILE_TOKENS == 12 && GROUP * COLUMNS <= 32)
 #endif
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
