@@ -5,9 +5,12 @@ llm = LLM()                     # the built-in model; or a path
 print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from lutra.runtime.errors import LutraError
     from lutra.runtime.llm import LLM
 

@@ -33,6 +33,9 @@ def unless_minus_one(text: str) -> int | None:
     return None if text == "-1" else at_least(0)(text)
 
 
+unless_minus_one.__name__ = "integer"  # what a message calls it
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """One line a flag where possible: its first names, its purpose, its default."""
 

@@ -300,11 +300,12 @@ _ROPES: dict[str, Callable[[np.ndarray, dict[str, Any], dict[str, Any]], Rope]] 
     "default": lambda frequency, scaling, config: Rope(frequency),
     "dynamic": lambda frequency, scaling, config: Rope(frequency),  # up to max_position_embeddings, nothing is scaled
     "factors": _factored_rope,
-    "mrope": lambda frequency, scaling, config: Rope(frequency),  # Qwen2-VL's, whose sections differ for images only
     "linear": _linear_rope,
+    "mrope": lambda frequency, scaling, config: Rope(frequency),  # several dimensions for images, in text all one
     "llama3": _llama3_rope,
     "yarn": _yarn_rope,
     "longrope": _long_rope,
+    "su": _long_rope,  # as the first releases call it
 }
 
 

@@ -2,14 +2,15 @@
 
 Source of the environment and of its hardening: transformers 5.23, ``utils/chat_template_utils.py``.
 Templates come from strangers, so they run in Jinja's immutable sandbox, see nothing but plain JSON
-data, and whatever they raise becomes one LutraError.
+data, come to an end, and whatever they raise becomes one LutraError.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ __all__ = ["mark", "render", "split_marked"]
 
 # Private-use characters that fence control-token text written by a user, see mark().
 _OPEN, _CLOSE = "\ue000", "\ue001"
+
+# What one rendering may take: turns of loops, calls, and every so many characters that are joined or printed.
+EFFORT = 10_000_000
+CHARACTERS = 16
+_left: ContextVar[int] = ContextVar("left")
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -44,10 +50,12 @@ def render(
     values["messages"] = [_tidy(message) for message in values["messages"]]
     if not values["messages"]:
         raise LutraError("a chat needs at least one message")
+    _left.set(EFFORT)
     try:
-        return _compile(template).render(add_generation_prompt=add_generation_prompt, **values)
+        pieces = _compile(template).generate(add_generation_prompt=add_generation_prompt, **values)
+        return "".join(map(_spent, pieces))
     except Exception as error:  # a template can raise anything at all
-        raise LutraError(f"the chat template failed: {error or type(error).__name__}") from error
+        raise LutraError(f"the chat template failed: {str(error) or type(error).__name__}") from error
 
 
 def mark(data: Any, control: Iterable[str]) -> Any:
@@ -112,7 +120,45 @@ def _tidy(message: object) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> Template:
-    return _environment().from_string(template)
+    """The template, its loops counted."""
+    import jinja2
+    from jinja2 import nodes
+
+    environment = _environment()
+    tree = environment.parse(template)
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+        loop.iter.set_environment(environment)
+    return jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+
+
+def _spend(effort: int) -> None:
+    left = _left.get() - effort
+    if left < 0:
+        raise LutraError(f"it takes more than {EFFORT:,} steps, and may never end")
+    _left.set(left)
+
+
+def _spent(piece: str) -> str:
+    _spend(len(piece) // CHARACTERS)
+    return piece
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _spend(1)
+        yield item
+
+
+def _length(operator: str, left: Any, right: Any) -> int:
+    """Of what an operator makes of two values, be it characters, items or digits."""
+    sizes = [len(value) if isinstance(value, (str, list, tuple)) else None for value in (left, right)]
+    if operator == "+":
+        return sum(size or 0 for size in sizes)
+    if operator == "*":
+        counts = [value if size is None else size for value, size in zip((left, right), sizes, strict=True)]
+        return 0 if sizes == [None, None] else int(counts[0] * counts[1])
+    return int(abs(right)) * len(str(left)) if isinstance(left, int) and isinstance(right, int) else 0
 
 
 @lru_cache(maxsize=1)
@@ -149,6 +195,19 @@ def _environment() -> Environment:
             if isinstance(name, str) and name.startswith("_"):
                 raise jinja2.exceptions.SecurityError(f"namespace attribute {name!r} is private")
 
+    class Sandbox(sandbox.ImmutableSandboxedEnvironment):
+        """Counts what can be repeated without end."""
+
+        intercepted_binops = frozenset({"+", "*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _spend(_length(operator, left, right) // CHARACTERS)
+            return super().call_binop(context, operator, left, right)
+
+        def call(__self, *args: Any, **kwargs: Any) -> Any:  # noqa: N805: a template may pass self=
+            _spend(1)
+            return super().call(*args, **kwargs)
+
     class Dict:
         """The dict constructor, without the attributes of the class."""
 
@@ -176,10 +235,9 @@ def _environment() -> Environment:
             sort_keys=sort_keys,
         )
 
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
+    environment.filters.update(tojson=tojson, counted=_counted)
+    del environment.globals["lipsum"]  # texts of any length
     environment.globals.update(
         raise_exception=raise_exception,
         strftime_now=lambda format: datetime.now().strftime(format),

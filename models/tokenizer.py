@@ -41,6 +41,7 @@ class Backend(Protocol):
     special_ids: frozenset[int]
     added: Mapping[str, int]  # tokens matched verbatim in text, special or not
     strip: int  # leading spaces of a whole text that decoding drops
+    strip_end: int  # and trailing ones
     kept_space: int | None  # a token whose space it does not drop
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]: ...
@@ -63,12 +64,12 @@ class Tokenizer:
         named: Mapping[str, str],
         bos_id: int | None,
         eos_ids: frozenset[int],
-        adds_bos: bool,
+        beginning: Sequence[int],
         templates: Mapping[str, str],
     ):
         self._backend = backend
         self._named = named
-        self._adds_bos = adds_bos
+        self._beginning = list(beginning)
         self._templates = templates
         self.vocab_size = backend.vocab_size
         self.special_ids = backend.special_ids
@@ -83,16 +84,16 @@ class Tokenizer:
     def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_bos``: True puts ``bos_id`` first where there is one, None does as the checkpoint
-        asks, False never does; a text that already begins with it gets no second one.
+        ``add_bos``: None puts first what the checkpoint asks for, mostly ``bos_id``; True that or
+        ``bos_id`` where there is one, False nothing; a text that already begins so gets no second one.
         ``parse_special``: let ``<|eot_id|>`` and its like in the text become control tokens, as a
         rendered chat template needs; otherwise they are plain characters.
         """
         ids = self._backend.encode(_without_surrogates(text), parse_special, start=True)
-        wanted = self._adds_bos if add_bos is None else add_bos
-        if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids.insert(0, self.bos_id)
-        return ids
+        beginning = [] if add_bos is False else self._beginning
+        if add_bos and not beginning and self.bos_id is not None:
+            beginning = [self.bos_id]
+        return ids if ids[: len(beginning)] == beginning else beginning + ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ``ids``; ids outside the vocabulary (padding rows of an embedding) are empty."""
@@ -204,6 +205,7 @@ class TextStream:
         self._bytes = tokenizer._token_bytes
         self._skip = tokenizer.special_ids if skip_special else frozenset()
         self._strip, self._kept_space = tokenizer._backend.strip, tokenizer._backend.kept_space
+        self._strip_end, self._held = tokenizer._backend.strip_end, ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
@@ -225,6 +227,13 @@ class TextStream:
                 self._strip = 0
             else:
                 text, self._strip = text[1:], self._strip - 1
+        return self._without_end(text, final) if self._strip_end else text
+
+    def _without_end(self, text: str, final: bool) -> str:
+        """Hold back the spaces that are dropped if no more comes."""
+        text = self._held + text
+        end = max(len(text.rstrip(" ")), len(text) - self._strip_end)
+        text, self._held = text[:end], "" if final else text[end:]
         return text
 
 
@@ -244,7 +253,7 @@ def load_tokenizer(source: Path | Mapping[str, bytes], config: Mapping[str, Any]
         named=named,
         bos_id=bos_id,
         eos_ids=_eos_ids(backend, files, named),
-        adds_bos=_adds_bos(backend, files, bos_id),
+        beginning=_beginning(backend, files, bos_id),
         templates=files.templates(),
     )
 
@@ -280,10 +289,13 @@ class _Files:
         return value
 
     def named_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token and the like, as text."""
+        """bos_token, eos_token and the like, as text; image_token, if a model has one."""
+        said = {name: self.tokenizer.get(name, self.special.get(name)) for name in _NAMED}
+        extra = self.tokenizer.get("extra_special_tokens")
+        if isinstance(extra, dict):  # under names of the model's own, for its template
+            said = {**extra, **said}
         tokens = {}
-        for name in _NAMED:
-            value = self.tokenizer.get(name, self.special.get(name))
+        for name, value in said.items():
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 tokens[name] = value
@@ -365,11 +377,11 @@ def _ids(value: Any) -> set[int]:
     return {id for id in values if isinstance(id, int) and id >= 0}
 
 
-def _adds_bos(backend: Backend, files: _Files, bos_id: int | None) -> bool:
+def _beginning(backend: Backend, files: _Files, bos_id: int | None) -> list[int]:
     """As transformers 5: tokenizer.json decides by itself, SentencePiece asks the configuration."""
     if isinstance(backend, _HuggingFace):
-        return bos_id is not None and backend.prefix() == bos_id
-    return bool(files.tokenizer.get("add_bos_token", True))
+        return backend.prefix()
+    return [bos_id] if bos_id is not None and files.tokenizer.get("add_bos_token", True) else []
 
 
 class _HuggingFace:
@@ -395,7 +407,7 @@ class _HuggingFace:
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         base = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.vocab_size = max([base, *(id + 1 for id in added)])
-        self._steps, self.strip = _read_decoder(self._tokenizer.decoder)
+        self._steps, self.strip, self.strip_end = _read_decoder(self._tokenizer.decoder)
         self.kept_space: int | None = None
 
     def encode(self, text: str, parse_special: bool, start: bool) -> list[int]:
@@ -409,20 +421,21 @@ class _HuggingFace:
             self._tokenizer.encode_special_tokens = not parse_special
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def prefix(self) -> int | None:
-        """The id that the post-processor puts before a text, if it puts one."""
+    def prefix(self) -> list[int]:
+        """What the post-processor puts before a text: BOS mostly, two tokens for GLM, or nothing."""
         bare: list[int] = self._tokenizer.encode("a", add_special_tokens=False).ids
         full: list[int] = self._tokenizer.encode("a", add_special_tokens=True).ids
-        return full[0] if full[:1] != bare[:1] else None
+        begins = (i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare)
+        return full[: next(begins, 0)]
 
     def token_id(self, token: str) -> int | None:
         id: int | None = self._tokenizer.token_to_id(token)
         return id
 
     def token_bytes(self, id: int) -> bytes:
-        result: str | bytes = ""
-        if 0 <= id < self.vocab_size:
-            result = self._tokenizer.id_to_token(id) or ""
+        if not 0 <= id < self.vocab_size or not (token := self._tokenizer.id_to_token(id)):
+            return b""
+        result: str | bytes = token
         for step in self._steps:
             if isinstance(result, str):
                 result = step(result)
@@ -443,7 +456,7 @@ class _SentencePiece:
         self._read_added(files)
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
         self.eos_id = self._model.eos_id()
-        self.strip = int(self._drops_space())
+        self.strip, self.strip_end = int(self._drops_space()), 0
         self.kept_space = self.token_id("<0x20>")  # a byte is meant, where a piece may be a word's beginning
 
     def _read_added(self, files: _Files) -> None:
@@ -564,30 +577,49 @@ def _splitter(tokens: Iterable[str]) -> Callable[[str], list[str]]:
 Step = Callable[[str], "str | bytes"]
 
 
-def _read_decoder(decoder: Any) -> tuple[list[Step], int]:
-    """A tokenizers decoder as steps on one token, and the leading spaces it drops from a text.
+def _read_decoder(decoder: Any) -> tuple[list[Step], int, int]:
+    """A tokenizers decoder as steps on one token, and the spaces it drops at a text's two ends.
 
     A step returns text for the next one, or bytes when there is no more to do.
     """
-    spec = json.loads(decoder.__getstate__()) if decoder is not None else None
+    from tokenizers import Regex, decoders
+
+    if decoder is None:  # tokens are words: spaces stand between them
+        return [lambda token: f" {token}"], 1, 0
+    spec = json.loads(decoder.__getstate__())
     steps: list[Step] = []
-    strip = 0
-    for part in spec["decoders"] if spec and spec.get("type") == "Sequence" else [spec or {}]:
-        kind = part.get("type")
+    strip, strip_end, fused = 0, 0, False
+    for part in spec["decoders"] if spec["type"] == "Sequence" else [spec]:
+        kind = part["type"]
         if kind == "ByteLevel":
             steps.append(_from_byte_level)
         elif kind == "ByteFallback":
             steps.append(_from_byte_token)
         elif kind == "Replace" and "String" in part["pattern"]:
             steps.append(_replacer(part["pattern"]["String"], part["content"]))
+        elif kind == "Replace":
+            steps.append(_of_library(decoders.Replace(Regex(part["pattern"]["Regex"]), part["content"])))
         elif kind == "Metaspace":
             steps.append(_replacer(part["replacement"], " "))
             strip += part.get("prepend_scheme", "always") != "never"
-        elif kind == "Strip" and part["content"] == " " and not part["stop"]:
-            strip += part["start"]
-        elif kind != "Fuse":
+        elif kind == "WordPiece":  # a space before what does not continue a word
+            steps.append(_of_library(decoders.WordPiece(part["prefix"], part["cleanup"]), before=[""]))
+            strip += 1
+        elif kind == "BPEDecoder":  # a space behind what ends a word
+            steps.append(_of_library(decoders.BPEDecoder(part["suffix"]), behind=[""]))
+            strip_end += 1
+        elif kind == "Strip" and part["content"] == " " and fused:
+            strip, strip_end = strip + part["start"], strip_end + part["stop"]
+        elif kind == "Fuse":
+            fused = True
+        else:
             raise UnsupportedModelError(f"tokenizer.json has a decoder lutra does not know: {kind}")
-    return steps, strip
+    return steps, strip, strip_end
+
+
+def _of_library(decoder: Any, before: Sequence[str] = (), behind: Sequence[str] = ()) -> Step:
+    """What the library's own decoder makes of a token between others."""
+    return lambda token: str(decoder.decode([*before, token, *behind]))
 
 
 def _replacer(old: str, new: str) -> Step:

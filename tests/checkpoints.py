@@ -164,6 +164,45 @@ def mistral_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def with_images(folder: Path, name: str, *, flat: bool = False, seed: int = 0) -> PreTrainedModel:
+    """ "Qwen2VL", "Qwen3VL" or "SmolVLM". flat: the text's configuration among the rest, as Qwen2-VL is released."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    towers: dict[str, dict[str, Any]] = {
+        "Qwen2VL": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+        "Qwen3VL": {**tower, "depth": 1, "out_hidden_size": 64, "num_heads": 2, "deepstack_visual_indexes": [0]},
+        "SmolVLM": {**tower, "image_size": 28, "patch_size": 14},
+    }
+    text = {**SHAPE, "head_dim": 16, "pad_token_id": None}
+    text = text | {"model_type": "llama"} if name == "SmolVLM" else text | {"rope_parameters": rope}
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=towers[name])
+    model = randomized(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed)
+    model.save_pretrained(folder)
+    if flat:
+        path = folder / "config.json"
+        settings = json.loads(path.read_text())
+        theirs = settings.pop("text_config") | settings | {"rope_theta": 1e6}
+        theirs["rope_scaling"] = {"type": "mrope", "mrope_section": theirs.pop("rope_parameters")["mrope_section"]}
+        path.write_text(json.dumps(theirs))
+    return model
+
+
+def renamed(folder: Path, rename: Callable[[str], str], **config: Any) -> PreTrainedModel:
+    """A plain Llama whose tensors have other names."""
+    model = dense_llama(folder, **config)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({rename(name): t for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def said_to_be_tied(folder: Path) -> PreTrainedModel:
+    """A Llama with a head of its own, which its configuration denies."""
+    dense_llama(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    return reference(folder)
+
+
 def gemma_of_transformers_4(folder: Path) -> PreTrainedModel:
     """Gemma 3 with the configuration of its releases: a pattern for windows, two thetas at the top level."""
     model = gemma(folder, "Gemma3", sliding_window=5, num_hidden_layers=6)

@@ -78,6 +78,7 @@ ARCHS = {
     "seed_oss": (transformers.SeedOssConfig, transformers.SeedOssForCausalLM, gguf.MODEL_ARCH.SEED_OSS),
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, gguf.MODEL_ARCH.SMOLLM3),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
+    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM, gguf.MODEL_ARCH.MISTRAL3),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
     "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
@@ -102,7 +103,7 @@ ARCHS = {
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 # Files of theirs have RoPE's pairs side by side.
-NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "smollm3")
+NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
 REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 PLAIN = ("_norm.", "mlp.gate.", "mlp.router.", "moe.router.", "conv1d", "conv.conv.")  # matrices that stay floats
 KNOWN_AS = {  # to gguf-py

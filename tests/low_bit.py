@@ -18,6 +18,8 @@ from checkpoints import SHAPE, Tensors, randomized
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lutra.runtime.formats import nf4
+
 Quantizer = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, dict[str, np.ndarray]]]
 """float32 [out, in] to the weights it stands for and its tensors by ending."""
 
@@ -273,6 +275,82 @@ def compressed_settings(group: int = 32, **more: Any) -> dict[str, Any]:
     groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": group, **more}}}
     said = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
     return {"quantization_config": said}
+
+
+def float8(
+    block: tuple[int, int] | None = (32, 48),
+    *,
+    ending: str = "weight_scale_inv",
+    powers: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Quantizer:
+    """Weights as torch's float8_e4m3fn. block: rows and columns that share a scale, 0: all of them; None: one number.
+
+    powers: scales are powers of two, as DeepSeek's later releases have them.
+    """
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        (rows, cols), (tall, wide) = w.shape, block or (0, 0)
+        tall, wide = tall or rows, wide or cols
+        up, left = -(-rows // tall), -(-cols // wide)
+        padded = np.zeros((up * tall, left * wide), np.float32)
+        padded[:rows, :cols] = np.abs(w)
+        scale = torch.from_numpy(padded.reshape(up, tall, left, wide).max(axis=(1, 3)) / 448)
+        scale = (torch.exp2(torch.ceil(torch.log2(scale))) if powers else scale).to(dtype)
+        each = scale.float().repeat_interleave(tall, 0).repeat_interleave(wide, 1)[:rows, :cols]
+        codes = (torch.from_numpy(w) / each).clamp(-448, 448).to(torch.float8_e4m3fn)
+        parts = {"weight": codes, ending: scale if block else scale.reshape(())}
+        return (codes.float() * each).numpy(), parts | {"input_scale": torch.ones(1)}
+
+    return quantize
+
+
+def int8(group: int = -1, *, sym: bool = True) -> Quantizer:
+    """compressed-tensors' parts in the format int-quantized."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        codes, scale, zero, _, dense = rounded(w, 8, group, sym)
+        parts = {"weight": (codes - 128).astype(np.int8), "weight_scale": scale}
+        return dense, parts if sym else parts | {"weight_zero_point": (zero - 128).astype(np.int8)}
+
+    return quantize
+
+
+def bitsandbytes4(nested: bool = True, dtype: torch.dtype = torch.bfloat16, stored: str = "u1") -> Quantizer:
+    """bitsandbytes' parts for NF4. nested: factors are codes. stored: the type that its bytes go by."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        values, flat = np.array(nf4.VALUES, np.float32), w.reshape(-1, 64)
+        absmax = np.abs(flat).max(axis=1).astype(np.float32)
+        state = {"quant_type": "nf4", "blocksize": 64, "dtype": str(dtype).removeprefix("torch."), "shape": w.shape}
+        parts: dict[str, Any] = {"weight.quant_map": values, "weight.absmax": absmax}
+        if nested:
+            table, larger = np.sort(rng.uniform(-1, 1, 256)).astype(np.float32), np.full(-(-len(absmax) // 256), 0.05)
+            larger = larger.astype(np.float32)
+            codes = np.abs((absmax[:, None] - np.float32(0.1)) / np.float32(0.05) - table).argmin(axis=1)
+            absmax = table[codes] * np.repeat(larger, 256)[: len(codes)] + np.float32(0.1)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(np.float32(0.1))}
+            parts |= {"weight.absmax": codes.astype(np.uint8), "weight.nested_absmax": larger}
+            parts |= {"weight.nested_quant_map": table}
+        found = np.abs((flat / absmax[:, None])[:, :, None] - values).argmin(axis=2)
+        dense = torch.from_numpy(values[found] * absmax[:, None]).to(dtype).float().numpy().reshape(w.shape)
+        packed = (found.reshape(-1, 2) << np.array([4, 0])).sum(axis=1).astype(np.uint8).view(stored).reshape(-1, 1)
+        said = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        return dense, parts | {"weight": packed, "weight.quant_state.bitsandbytes__nf4": said.copy()}
+
+    return quantize
+
+
+def bitsandbytes8() -> Quantizer:
+    """bitsandbytes' parts for LLM.int8()."""
+
+    def quantize(w: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        largest = np.abs(w).max(axis=1).astype(np.float32)
+        codes = np.rint(w / largest[:, None] * 127).astype(np.int8)
+        dense = codes * (largest / np.float32(127))[:, None]
+        return dense, {"weight": codes, "SCB": largest, "weight_format": np.zeros((), np.uint8)}
+
+    return quantize
 
 
 def planes(count: int = 3, group: int = 32, offset: bool = True) -> Quantizer:

@@ -136,6 +136,7 @@ def test_a_verbs_help_fits_a_screen(lutra: Any, verb: str) -> None:
         (["run", "--no-such-flag"], "--no-such-flag"),
         (["run", "--tempp", "1"], "did you mean --temp?"),
         (["run", "-t", "two"], "--threads: invalid integer value: 'two'"),
+        (["run", "-s", "two"], "--seed: invalid integer value: 'two'"),
         (["run", "-t", "-2"], "-2 is less than 0"),
         (["run", "-n", "-7"], "-7 is less than 0"),
         (["run", "--cache-type", "q3"], "invalid choice: 'q3'"),
@@ -192,6 +193,21 @@ def test_a_suggestion_that_is_no_number_is_named(lutra: Any, tmp_path: Path) -> 
     code, _, err = lutra("run", "-m", str(folder), "x")
     assert code == 4
     assert "says temperature is 'hot', which is no number" in err
+
+
+def test_an_interrupt_before_main_is_quiet() -> None:
+    code = """if True:
+        import sys
+        class Finder:
+            def find_spec(self, name, *_):
+                if name == "lutra.cli.main":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Finder())
+        from lutra.cli import command
+        sys.exit(command())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_an_interrupted_import_is_an_interrupt(lutra: Any, monkeypatch: Any) -> None:

@@ -26,7 +26,8 @@ STOP = st.text("abé 🦦\u0301", min_size=1, max_size=4)
 
 
 class Backend:
-    vocab_size, special_ids, strip, kept_space = VOCAB, frozenset({BOS, EOS}), 1, None
+    vocab_size, special_ids, kept_space = VOCAB, frozenset({BOS, EOS}), None
+    strip, strip_end = 1, 0
     added = types.MappingProxyType({})
 
     def encode(self, text, parse_special, start):
@@ -41,7 +42,7 @@ class Backend:
 
 def make_tokenizer(bos: int | None = BOS) -> Tokenizer:
     eos = frozenset({EOS, VOCAB + 9})  # configurations do name ids that the model has no logits for
-    return Tokenizer(Backend(), named={}, bos_id=bos, eos_ids=eos, adds_bos=True, templates={})
+    return Tokenizer(Backend(), named={}, bos_id=bos, eos_ids=eos, beginning=[], templates={})
 
 
 TOKENIZER = make_tokenizer()

@@ -215,6 +215,25 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "smollm3": ("smollm3", dict(num_hidden_layers=5), {}),
     "llama": ("llama", dict(tie_word_embeddings=True), {}),
     "llama, heads of 32": ("llama", dict(head_dim=32, num_attention_heads=8), {}),
+    "mistral3": (
+        "ministral3",
+        dict(
+            head_dim=64,
+            rope_parameters=dict(
+                **dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32),
+                **dict(mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.1),
+            ),
+        ),
+        dict(
+            keys={
+                "mistral3.rope.scaling.type": "yarn",
+                "mistral3.rope.scaling.factor": 4.0,
+                "mistral3.rope.scaling.original_context_length": 32,
+                "mistral3.rope.scaling.yarn_log_multiplier": 0.5,
+                "mistral3.attention.temperature_scale": 0.1,
+            }
+        ),
+    ),
     "qwen2": ("qwen2", {}, {}),
     "qwen3": ("qwen3", dict(head_dim=128), {}),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, {}),
@@ -297,8 +316,9 @@ OTHER_NAMES = ("minicpm", "internlm2", "exaone", "qwen2vl", "qwen3vl", "qwen3vlm
 @pytest.mark.parametrize("name", LLAMA_CPP)
 def test_logits_of_llama_cpp(name, tmp_path, files, llama_cpp):
     arch, config, types = LLAMA_CPP[name]
-    seeing = {"keys": {f"{name}.rope.dimension_sections": [24, 20, 20, 0]}} if "vl" in name else {}
-    options = ({"arch": name} if name in OTHER_NAMES else {}) | seeing
+    options: dict[str, Any] = {"arch": name} if name in OTHER_NAMES else {}
+    if "vl" in name:
+        options["keys"] = {f"{name}.rope.dimension_sections": [24, 20, 20, 0]}
     files.write(tmp_path / "x.gguf", files.model(arch, **config), types, **options)
     expected = llama_cpp(tmp_path / "x.gguf", IDS)
     with Model.load(tmp_path / "x.gguf") as m:
@@ -458,6 +478,8 @@ def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkey
     ("key", "value", "said"),
     [
         ("prism.hadamard.version", 1, "prism.hadamard.transform"),
+        ("general.type", "adapter", "holds an adapter"),
+        ("general.type", "mmproj", "another model"),
         ("qwen2.expert_count", 8, "qwen2.expert_count = 8"),
         ("qwen2.logit_scale", 0.5, "qwen2.logit_scale = 0.5"),
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),

@@ -230,6 +230,16 @@ def test_sentencepiece_equals_llama_cpp(sentencepiece, tmp_path, prefix):
         assert mine == expected, text
 
 
+def test_a_row_without_a_token_changes_nothing(sentencepiece):
+    tokens = sentencepiece["tokenizer.ggml.tokens"]
+    emptied = [*tokens[:-1], ""]
+    changed = load_tokenizer(gguf_tokenizer.files({**sentencepiece, "tokenizer.ggml.tokens": emptied}))
+    whole = load_tokenizer(gguf_tokenizer.files(sentencepiece))
+    for text in TEXTS:
+        assert changed.encode(text) == whole.encode(text)
+    assert changed.decode([len(tokens) - 1, *changed.encode("otter")]) == "otter"
+
+
 def test_phi_3_strips_as_llama_cpp():
     path = asset("tokenizers/ggml-vocab/ggml-vocab-phi-3.gguf")
     texts = ["<|user|>\n Hi <|end|>\n\n<|assistant|>  \n", "<s>  a<|endoftext|>  b<unk> c", "<|system|>"]
@@ -531,7 +541,7 @@ def test_damaged_templates(byte_level, key, template):
         gguf_tokenizer.files({**byte_level, f"tokenizer.{key}": template})
 
 
-@pytest.mark.parametrize("change", ["no scores", "no types", "one byte less", "nul", "empty"])
+@pytest.mark.parametrize("change", ["no scores", "no types", "one byte less", "nul"])
 def test_damaged_pieces(sentencepiece, change):
     metadata = dict(sentencepiece)
     tokens, types = list(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.token_type"].copy()
@@ -540,7 +550,7 @@ def test_damaged_pieces(sentencepiece, change):
     elif change == "one byte less":
         types[tokens.index("<0x0A>")] = gguf_tokenizer.NORMAL
     elif change != "no types":
-        tokens[-1] = "a\0b" if change == "nul" else ""
+        tokens[-1] = "a\0b"
     metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     if change == "no types":
         del metadata["tokenizer.ggml.token_type"]

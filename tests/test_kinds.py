@@ -146,6 +146,16 @@ def test_gptqmodel_reads_the_same_weights(name, tmp_path, low_bit):
     np.testing.assert_allclose(theirs, ours, rtol=1e-3)  # it multiplies in float16
 
 
+@pytest.mark.parametrize("packing", ["auto_round:auto_gptq", "auto_round", "auto_round:auto_awq"])
+def test_auto_round(packing, tmp_path, low_bit):
+    """In GPTQ's layout, with both of its conventions, or in AWQ's."""
+    said = {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 32, "sym": False}
+    awq = packing.endswith("awq")
+    quantize = low_bit.awq() if awq else low_bit.gptq(second=packing == "auto_round")
+    reference = low_bit.quantized(tmp_path, quantize, {"quantization_config": said})
+    assert agrees(tmp_path, reference, "awq" if awq else "gptq") == {"q4g32z"}
+
+
 def test_efficientqat_without_a_word_of_configuration(tmp_path, low_bit):
     reference = low_bit.quantized(tmp_path, low_bit.gptq(3, 32, second=True, spaced=True))
     assert agrees(tmp_path, reference, "gptq") == {"q3g32z"}
@@ -529,6 +539,89 @@ def test_compressed_tensors(name, tmp_path, low_bit):
     assert agrees(tmp_path, reference, "compressed-tensors") == formats
 
 
+FP8 = {
+    "blocks": (dict(), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"F32"}),
+    "powers of two": (dict(powers=True), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"BF16"}),
+    "one scale": (dict(block=None, dtype="bfloat16"), {"quant_method": "fp8", "weight_block_size": None}, {"F32"}),
+    "rows": (dict(block=(1, 0), ending="weight_scale"), {"quant_method": "fbgemm_fp8"}, {"F32"}),
+    "compressed": (
+        dict(block=(1, 0), ending="weight_scale"),
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"num_bits": 8}}},
+        },
+        {"F32"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_float8(name, tmp_path, low_bit):
+    how, said, formats = FP8[name]
+    how = how | {"dtype": getattr(low_bit.torch, how.get("dtype", "float32"))}
+    reference = low_bit.quantized(tmp_path, low_bit.float8(**how), {"quantization_config": said})
+    kind = "compressed-tensors" if name == "compressed" else "fp8"
+    assert agrees(tmp_path, reference, kind, most=1e-4) == formats
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert any("activations are not rounded" in note for note in checkpoint.notes)
+
+
+def test_float8_without_scales(tmp_path, low_bit):
+    def cast(w, rng):
+        codes = low_bit.torch.from_numpy(w).to(low_bit.torch.float8_e4m3fn)
+        return codes.float().numpy(), {"weight": codes}
+
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, cast), "dense", most=1e-4) == {"F16"}
+
+
+@pytest.mark.parametrize(("how", "format"), [(dict(), "q8z"), (dict(sym=False, group=32), "q8g32z")])
+def test_int8(how, format, tmp_path, low_bit):
+    groups = {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"group_size": how.get("group")}}}
+    said = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": groups}
+    reference = low_bit.quantized(tmp_path, low_bit.int8(**how), {"quantization_config": said})
+    assert agrees(tmp_path, reference, "compressed-tensors") == {format}
+
+
+BITSANDBYTES = {
+    "nested": (dict(), "BF16"),
+    "plain": (dict(nested=False, dtype="float16"), "F16"),
+    "floats": (dict(dtype="float32", stored="f4"), "F32"),
+}
+
+
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_bitsandbytes_of_four_bits(name, tmp_path, low_bit):
+    how, format = BITSANDBYTES[name]
+    how = how | {"dtype": getattr(low_bit.torch, how.get("dtype", "bfloat16"))}
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    reference = low_bit.quantized(tmp_path, low_bit.bitsandbytes4(**how), said)
+    assert agrees(tmp_path, reference, "bitsandbytes", most=1e-3) == {format}
+
+
+def test_bitsandbytes_of_eight_bits(tmp_path, low_bit):
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    reference = low_bit.quantized(tmp_path, low_bit.bitsandbytes8(), said)
+    assert agrees(tmp_path, reference, "bitsandbytes") == {"q8z"}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_itself_means_the_same(kind, tmp_path, low_bit):
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the oracle of its files")
+
+    def quantize(w, rng):
+        values = low_bit.torch.from_numpy(w).bfloat16()
+        packed, state = functional.quantize_4bit(values, quant_type=kind, compress_statistics=True)
+        parts = {f"weight.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
+        dense = functional.dequantize_4bit(packed, state).float().numpy()
+        return dense, parts | {"weight": packed}
+
+    said = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    # Its own CPU kernel misreads rows that are no whole blocks.
+    reference = low_bit.quantized(tmp_path, quantize, said, hidden_size=128, intermediate_size=192)
+    assert agrees(tmp_path, reference, "bitsandbytes", most=1e-3) == {"BF16"}
+
+
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_compressed_tensors_packs_alike(bits, low_bit):
     helpers = pytest.importorskip(
@@ -567,6 +660,12 @@ def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
         *[("compressed", cut(name)) for name in ("weight_packed", "weight_scale", "weight_shape")],
         ("compressed", put("weight_shape", 1, 1 << 60)),
         ("compressed", put("weight_scale", 0, np.nan)),
+        *[("int8", cut(name)) for name in ("weight", "weight_scale")],
+        *[("bitsandbytes4", drop(f"weight.{name}")) for name in ("absmax", "quant_map", "nested_quant_map")],
+        *[("bitsandbytes4", cut(f"weight.{name}")) for name in ("absmax", "quant_map", "nested_absmax")],
+        *[("bitsandbytes4", cut(name)) for name in ("weight", "weight.quant_state.bitsandbytes__nf4")],
+        *[("bitsandbytes8", cut(name)) for name in ("weight", "SCB")],
+        ("int8", put("weight_scale", 0, np.nan)),
         *[("awq", drop(name)) for name in ("qzeros", "scales")],
         *[("awq", cut(name)) for name in ("qweight", "qzeros", "scales")],
     ],
@@ -574,6 +673,9 @@ def test_binary_planes(recipe, how, kind, format, tmp_path, low_bit):
 def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     said = {
         "compressed": low_bit.compressed_settings(),
+        "int8": {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
+        "bitsandbytes4": {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "bitsandbytes8": {"quantization_config": {"quant_method": "bitsandbytes"}},
         "awq": {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}},
     }
     low_bit.quantized(tmp_path, getattr(low_bit, recipe)(), said.get(recipe))
@@ -586,8 +688,11 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     ("said", "says"),
     [
         ({"quant_method": "awq", "version": "gemv"}, "gemv"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:fp8_static"}, "auto-round"),
     ],
 )
 def test_other_layouts_are_refused_by_name(tmp_path, low_bit, said, says):

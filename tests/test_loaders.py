@@ -309,8 +309,8 @@ def test_bad_header_is_corrupt_and_costs_no_memory(tmp_path: Path, what: str) ->
 
 def test_unknown_element_type_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(raw_safetensors({"a": claim("F8_E4M3", [8])}, bytes(8)))
-    with pytest.raises(UnsupportedModelError, match="F8_E4M3"):
+    path.write_bytes(raw_safetensors({"a": claim("F8_E5M2", [8])}, bytes(8)))
+    with pytest.raises(UnsupportedModelError, match="F8_E5M2"):
         SafetensorsFile(path)
 
 
@@ -859,6 +859,27 @@ def test_other_containers_are_refused_by_name(tmp_path: Path, name: str, content
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UnsupportedModelError, match=says):
+        open_checkpoint(tmp_path)
+
+
+def test_adapters_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(raw_safetensors({}, b""))
+    with pytest.raises(UnsupportedModelError, match="adapter") as caught:
+        open_checkpoint(tmp_path)
+    assert "merge" in (caught.value.hint or "")
+
+
+def test_other_weight_files_are_named(hf_folder: Path) -> None:
+    (hf_folder / "model.safetensors").rename(hf_folder / "consolidated.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"consolidated\.safetensors"):
+        open_checkpoint(hf_folder)
+
+
+def test_a_body_without_an_output_matrix_is_refused(recipes: ModuleType, tmp_path: Path) -> None:
+    """As embedding models and classifiers are saved: tying it to the embedding would make another model."""
+    recipes.dense_llama(tmp_path).model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="lm_head"):
         open_checkpoint(tmp_path)
 
 

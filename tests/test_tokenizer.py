@@ -255,6 +255,50 @@ def test_bos_policy(tmp_path):
     assert load_tokenizer(none).bos_id == 1
 
 
+@pytest.mark.parametrize("single", ["<|bos|> $A", "<|bos|> <|eos|> $A <|eos|>", "$A <|eos|>"])
+def test_begins_as_the_post_processor_asks(tmp_path, single):
+    """Whether or not the tokens have names, and be they two as GLM's; what would end the text is left out."""
+    tokenizers_file = make_byte_level(tmp_path) / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(tokenizers_file))
+    special = [("<|bos|>", 0), ("<|eos|>", 1)]
+    library.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=special)
+    write(tmp_path, library)
+    library.no_truncation()
+    wanted = library.encode("the otter").ids
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("the otter") == (wanted[:-1] if single.endswith("<|eos|>") else wanted)
+    assert tokenizer.encode("the otter", add_bos=False) == library.encode("the otter", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", ["words", "WordPiece", "BPEDecoder"])
+def test_words_are_parted_as_the_library_does(tmp_path, kind):
+    """Where spaces are no part of the tokens."""
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    model, trainer, decoder = {
+        "words": (models.WordLevel, trainers.WordLevelTrainer(show_progress=False), None),
+        "WordPiece": (models.WordPiece, trainers.WordPieceTrainer(vocab_size=60), decoders.WordPiece()),
+        "BPEDecoder": (
+            models.BPE,
+            trainers.BpeTrainer(end_of_word_suffix="</w>", show_progress=False),
+            decoders.BPEDecoder("</w>"),
+        ),
+    }[kind]
+    library = tokenizers.Tokenizer(model())
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.train_from_iterator(CORPUS, trainer)
+    library.add_special_tokens(["<|eos|>"])
+    if decoder:
+        library.decoder = decoder
+    tokenizer = load_tokenizer(write(tmp_path, library))
+    for text in ("The otter swam; the river ran.", "an otter", ".", ""):
+        ids = library.encode(f"{text}<|eos|>").ids
+        assert tokenizer.decode(ids) == library.decode(ids)
+        assert tokenizer.decode(ids, skip_special=False) == library.decode(ids, skip_special_tokens=False)
+        stream = tokenizer.stream()
+        assert "".join(map(stream.push, ids)) + stream.flush() == library.decode(ids)
+
+
 def test_files_in_memory(tmp_path):
     """As llama2.c's single vocabulary, whose configuration stops at BOS."""
     files = {"tokenizer.model": make_sentencepiece(tmp_path / "tok.model").read_bytes()}
@@ -522,6 +566,15 @@ def test_renders_as_transformers(both, name, prompt):
                 assert got == outcome(theirs.apply_chat_template, chat, **options)
 
 
+def test_tokens_with_names_of_the_models_own(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = make_byte_level(tmp_path, extra_special_tokens={"image_token": "<think>"})
+    chat, template = [{"role": "user", "content": "x"}], "{{ bos_token }}{{ image_token }}"
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs.apply_chat_template(chat, chat_template=template, tokenize=False) == "<|bos|><think>"
+    assert load_tokenizer(folder).apply_chat_template(chat, chat_template=template) == "<|bos|><think>"
+
+
 def test_bitnet_template(both):
     text = both[0].apply_chat_template(CHAT[:2], chat_template=BITNET)
     assert text.startswith("<|bos|>System: You are an otter.<|eot_id|>User: Hi")
@@ -566,6 +619,23 @@ HOSTILE = [
 def test_template_failures_are_one_error(both, template):
     with pytest.raises(LutraError, match=r"the chat template failed: ."):
         both[0].apply_chat_template([{"role": "user", "content": "x"}], chat_template=template)
+
+
+ENDLESS = [
+    "{% for a in range(999) %}{% for b in range(999) %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(40) }}",
+    "{% set ns = namespace(s='otter') %}{% for a in range(50) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{{ 'otter' * 10 ** 10 }}",
+    "{{ 'otter' * 10 ** 10 ** 10 }}",
+    "{% for a in range(999) %}{{ messages[0].content }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_templates_come_to_an_end(both, template, monkeypatch):
+    monkeypatch.setattr("lutra.models.chat.EFFORT", 10_000)
+    with pytest.raises(LutraError, match="the chat template failed: it takes more than 10,000 steps"):
+        both[0].apply_chat_template([{"role": "user", "content": "otter " * 100}], chat_template=template)
 
 
 @pytest.mark.parametrize("messages", [[], ["text"], [{"role": object()}], "text"])

@@ -16,13 +16,15 @@ from lutra.runtime.formats import to_float32
 
 __all__ = ["decode"]
 
+AUTO_ROUND = ("auto_round:auto_awq", "auto_round:awq")  # AutoRound's names of the layout
 PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # of each of eight outputs in its word
 
 
 def decode(source: Source) -> bool:
     """Turn every quantized matrix into one on a grid; returns False for any other directory."""
     settings = source.quantization
-    if settings.get("quant_method") != "awq":
+    rounded = "auto-round" in str(settings.get("quant_method")) and settings.get("packing_format") in AUTO_ROUND
+    if settings.get("quant_method") != "awq" and not rounded:
         return False
     version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", settings.get("w_bit", 4))
     stems = stems_of(source, ".qweight")

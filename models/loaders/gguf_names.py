@@ -163,16 +163,17 @@ ARCHS = {
     "bitnet-25": Arch("bitnet", RELU2),
     "bitnet-b1.58": Arch("bitnet", RELU2),
     "minicpm": Arch("minicpm", NEIGHBOURS),
+    "mistral3": Arch("ministral3", NEIGHBOURS),
     "olmo2": Arch("olmo3", layer=POST_NORMS),  # 2 has no window, and is the same without
     "olmoe": Arch("olmoe", {"norm_topk_prob": False}),  # as llama.cpp runs it
     "phi3": Arch("phi3", layer={"ffn_up": "mlp.gate_up_proj"}),
     "qwen2": Arch("qwen2"),
     "seed_oss": Arch("seed_oss", layer={"post_attention_norm": "post_attention_layernorm"}),
     "smollm3": Arch("smollm3", NEIGHBOURS),
+    "qwen2vl": Arch("qwen2"),  # the text parts, whose files hold no more
     "qwen3": Arch("qwen3"),
-    "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
-    "qwen2vl": Arch("qwen2"),  # of those that see, the text part
     "qwen3vl": Arch("qwen3"),
+    "qwen3moe": Arch("qwen3_moe", {"norm_topk_prob": True}),  # and this
     "qwen3vlmoe": Arch("qwen3_moe", {"norm_topk_prob": True}),
     "qwen2moe": Arch("qwen2_moe", {"norm_topk_prob": False}),
     "qwen35": Arch("qwen3_5_text", QWEN35_AS_STORED, QWEN35),
@@ -189,6 +190,11 @@ MIXTRAL = Arch(  # which files call llama, too
         "ffn_down_exps": f"{MOE}.experts.{{}}.w2",
     },
 )
+PARTS = {  # what general.type says of files that are no models
+    "adapter": "an adapter (LoRA), which changes another model",
+    "imatrix": "statistics for a quantizer",
+    "mmproj": "the eyes or ears of another model",
+}
 TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")  # tensors that belong to the configuration
 
 # Keys of an architecture, without its name, that change results. By value: what is the same as their absence.
@@ -253,7 +259,9 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     Raises UnsupportedModelError for an architecture or a key that lutra does not run, CorruptModelError for values
     that make no model.
     """
-    name = metadata.get("general.architecture")
+    name, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
+    if kind in list(PARTS):
+        raise UnsupportedModelError(f"this GGUF file holds {PARTS[kind]}", "Give the model's own file.")
     arch = ARCHS.get(name) if isinstance(name, str) else None
     if arch is None:
         raise UnsupportedModelError(
@@ -497,9 +505,12 @@ def _scaling(keys: _Keys, shapes: Shapes, floats: Callable[[str], np.ndarray]) -
     factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "yarn":
         said = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
-        weight = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
-        if weight and keys.arch == "deepseek2":
-            said |= {"mscale": weight, "mscale_all_dim": weight}
+        weight = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+        if keys.arch == "mistral3":
+            said |= {"mscale": 1.0, "mscale_all_dim": keys.get("rope.scaling.yarn_log_multiplier")}
+            said["llama_4_scaling_beta"] = keys.get("attention.temperature_scale")
+        elif weight and keys.arch == "deepseek2":
+            said |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
         elif weight:
             raise UnsupportedModelError(f"lutra does not know {keys.arch}.rope.scaling.yarn_log_multiplier")
         if (magnitude := keys.get("rope.scaling.attn_factor")) is not None:

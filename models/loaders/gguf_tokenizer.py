@@ -185,12 +185,15 @@ def _sentencepiece(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
     scores = keys.numbers("ggml.scores", len(tokens))
     if scores is None:
         raise CorruptModelError("tokenizer.ggml.scores is missing")
-    if any(not token or "\0" in token for token in tokens):
+    if any("\0" in token for token in tokens):
         raise CorruptModelError("tokenizer.ggml.tokens has a token that SentencePiece cannot hold")
     # There is one unknown piece; converters give that type to rows without a token, too, and another one to it.
     # User-defined pieces are matched before the library sees a text: the space it puts in front is no part of them.
     types = [CONTROL if type in (UNKNOWN, USER_DEFINED) else type for type in vocabulary.types]
     types[vocabulary.ids.get("unknown", 0)] = UNKNOWN
+    # Rows without a token, which only have a number to be called by.
+    types = [type if token else CONTROL for type, token in zip(types, tokens, strict=True)]
+    tokens = [token or f"<empty {id}>" for id, token in enumerate(tokens)]
     added = vocabulary.added()
     if keys.architecture == "phi3":
         _strip_as_phi3(added)

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints (Frantar et al. 2022) as AutoGPTQ, GPTQModel and EfficientQAT write them: 2, 3, 4 or 8 bits.
+"""GPTQ checkpoints (Frantar et al. 2022), by AutoGPTQ, GPTQModel, EfficientQAT or AutoRound, of 2, 3, 4 or 8 bits.
 
 In a matrix's place: ``qweight`` int32 [in * bits / 32, out], a stream of codes down each column; ``qzeros`` int32
 [groups, out * bits / 32], one along each row; ``scales`` [groups, out]; ``g_idx`` int32 [in], each input's group.
@@ -22,6 +22,11 @@ from lutra.runtime.formats import to_float32
 __all__ = ["decode"]
 
 BITS = (2, 3, 4, 8)
+# AutoRound's names of the two conventions.
+AUTO_ROUND = {
+    **dict.fromkeys(("auto", "auto_round:auto_gptq", "auto_round:gptq"), "gptq"),
+    **dict.fromkeys(("auto_round", "auto_round:gptqmodel"), "gptq_v2"),
+}
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}  # 1 in every field of a word
 
 
@@ -50,8 +55,11 @@ def _settings(source: Source, quantized: bool) -> dict[str, Any] | None:
 
     EfficientQAT's own files say nothing: they have zeros as they are, and all else is in the tensors' shapes.
     """
-    if source.quantization:
-        return source.quantization if source.quantization.get("quant_method") == "gptq" else None
+    if said := source.quantization:
+        packing = str(said.get("packing_format", "auto"))
+        if "auto-round" in str(said.get("quant_method")) and packing in AUTO_ROUND:
+            return {**said, "format": AUTO_ROUND[packing], "dynamic": said.get("extra_config")}
+        return said if said.get("quant_method") == "gptq" else None
     if not quantized:
         return None
     path = source.path / "quantize_config.json"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
 from lutra.models.loaders.expert_stacks import split_experts
 from lutra.models.loaders.few_levels import find_few_levels
+from lutra.models.loaders.fp8 import as_half
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
+from lutra.models.loaders.tensor import DTYPES
 from lutra.models.loaders.text_part import take_text
 from lutra.models.loaders.torch_zip import TorchFile
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
@@ -42,10 +47,13 @@ def read(path: Path) -> Checkpoint:
         source.kind = "lutra"
     else:
         take_text(source)
+        source.entries = _renamed(source)
         split_experts(source)
         source.entries = {name: _matrix(entry) for name, entry in source.entries.items()}
         _decode(source, files)
+        source.entries = {name: as_half(entry) for name, entry in source.entries.items()}
         source.config = normalized(source.config, source.entries)
+        _untie(source)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
     return Checkpoint(path, source.kind, source.config, source.entries, files, metadata, notes=source.notes)
 
@@ -65,6 +73,35 @@ def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:
             file.release()
 
     find_few_levels(source, release)
+
+
+def _renamed(source: Source) -> dict[str, Entry]:
+    """The entries under the names of a whole model, whatever wrapped it when it was saved, or if only its body was."""
+    found = (re.fullmatch(r"(.*?)(model\.)?(?:decoder\.)?embed_tokens\.weight", name) for name in source.entries)
+    wrapper, body = next((embed.groups() for embed in found if embed), ("", "model."))
+    if body and wrapper and all(name.startswith(wrapper) for name in source.entries):
+        return {name.removeprefix(wrapper): entry for name, entry in source.entries.items()}
+    if body or wrapper:
+        return source.entries
+    if source.config.get("tie_word_embeddings") is False and "lm_head.weight" not in source.entries:
+        raise UnsupportedModelError(
+            f"{source.path} has no output matrix, lm_head: it was not made to write text",
+            "Embedding models and classifiers are saved so: use the model that it was made from.",
+        )
+    return {name if name.startswith("lm_head.") else f"model.{name}": e for name, e in source.entries.items()}
+
+
+def _untie(source: Source) -> None:
+    """A head beside the embedding, but unlike it, is its own whatever the configuration says, as for transformers."""
+    head, embed = (source.entries.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if not head or not embed or not source.config["tie_word_embeddings"]:
+        return
+    if (head.dtype, head.shape) == (embed.dtype, embed.shape) and head.dtype in DTYPES and head.shape:
+        values = zip(head.read(), embed.read(), strict=True)  # type: ignore[arg-type]
+        if all(np.array_equal(ours, theirs) for ours, theirs in values):
+            return
+    source.config["tie_word_embeddings"] = False
+    source.notes.append("the output matrix is not the embedding, though config.json says they are tied")
 
 
 def _matrix(entry: Entry) -> Entry:
@@ -96,6 +133,11 @@ def _open_weights(path: Path) -> tuple[tuple[WeightFile, ...], dict[str, Entry]]
         if (path / f"{name}.index.json").exists():
             return _open_sharded(path, path / f"{name}.index.json")
     refuse(path)
+    if others := sorted(file.name for file in path.glob("*.safetensors")):
+        raise UnsupportedModelError(
+            f"{path} has no {WEIGHTS} and no {INDEX}, and lutra does not know what {others[0]!r:.80} holds",
+            "Download the whole model again, as transformers names its files.",
+        )
     raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
 
 

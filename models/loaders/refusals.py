@@ -23,6 +23,11 @@ def refuse(path: Path) -> None:
     """
     if path.is_file():
         _refuse_file(path)
+    if (path / "adapter_config.json").exists():
+        raise UnsupportedModelError(
+            f"{path} is an adapter (LoRA), which changes another model and is none itself",
+            "Merge it into its model with peft: merge_and_unload() and save_pretrained().",
+        )
     for pattern in FOREIGN_WEIGHTS:
         for file in sorted(path.glob(pattern)):
             _refuse_file(file)

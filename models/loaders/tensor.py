@@ -23,6 +23,7 @@ DTYPES = {
     "U64": np.dtype("<u8"),
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
+    "F8_E4M3": np.dtype("u1"),  # as bits, too: fp8.py
 }
 
 

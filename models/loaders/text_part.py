@@ -1,8 +1,8 @@
 """The text model in a checkpoint that holds more, which is whole without the rest.
 
 Models of text and images, as Gemma 3's larger ones and Qwen3.5, have a ``text_config`` in their config.json, and their
-tensors lie under "language_model."; Qwen2.5-VL's first ones have neither. Layers that guess several tokens at once, as
-Qwen3.5's, lie under "mtp.".
+tensors lie under "language_model."; older ones, as Qwen2-VL, keep both among the rest. Layers that guess several tokens
+at once, as Qwen3.5's, lie under "mtp.".
 """
 
 from __future__ import annotations
@@ -12,10 +12,23 @@ from lutra.runtime.errors import CorruptModelError
 
 __all__ = ["take_text"]
 
-TEXT = {"language_model.": "", "model.language_model.": "model."}  # how its tensors' names begin, there and alone
-IMAGES = ("vision_tower.", "multi_modal_projector.", "model.visual.", "visual.")
+# How its tensors' names begin, there and alone.
+TEXT = {"language_model.": "", "model.language_model.": "model.", "model.text_model.": "model."}
+IMAGES = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "visual.",
+    "model.visual.",
+    "model.vision_model.",
+    "model.connector.",
+)
+# What a text model is without images, whose positions alone have several dimensions.
+TYPES = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
 GUESSES = "mtp."
-BLIND = "the model sees images, too: only its text part is read"
 SHARED = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings", "eos_token_id", "bos_token_id")
 
 
@@ -23,17 +36,20 @@ def take_text(source: Source) -> None:
     """Reduce the source to its text model; one that is no more stays as it is."""
     if _drop(source, (GUESSES,)):
         source.notes.append("the model can guess several tokens at once: those layers are not read")
-    seeing, text = _drop(source, IMAGES), source.config.get("text_config")
-    if seeing:
-        source.notes.append(BLIND)
-    if text is None or not (seeing or any(name.startswith(tuple(TEXT)) for name in source.entries)):
+    seeing = _drop(source, IMAGES)
+    if not seeing and not any(name.startswith(tuple(TEXT)) for name in source.entries):
         return
+    whole = source.config
+    text = whole.get("text_config", {key: value for key, value in whole.items() if key != "model_type"})
     if not isinstance(text, dict):
         raise CorruptModelError(f"config.json says text_config is {text!r:.80}, which is no table")
-    whole = source.config
     shared = {key: whole[key] for key in SHARED if key in whole}
     source.config = {"model_type": f"{whole.get('model_type')}_text", **shared, **text}
+    kind = source.config["model_type"]
+    source.config["model_type"] = TYPES.get(kind, kind) if isinstance(kind, str) else kind
     source.entries = {_alone(name): entry for name, entry in source.entries.items()}
+    if seeing:
+        source.notes.append("the model sees images, too: only its text part is read")
 
 
 def _drop(source: Source, prefixes: tuple[str, ...]) -> bool:

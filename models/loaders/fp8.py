@@ -1,0 +1,111 @@
+"""Checkpoints of 8-bit floats (E4M3: Micikevicius et al. 2022), as Qwen, Mistral, FBGEMM and ModelOpt release them.
+
+In a matrix's place: ``weight`` float8 [out, in]; ``weight_scale_inv`` or ``weight_scale``, by which it is multiplied
+in spite of the name: one number, one per row [out, 1], or one per block [blocks of rows, blocks of columns]. What
+scales activations is for kernels that round those to 8 bits, too: it is not read. A float8 tensor without a scale is
+what it says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
+from lutra.models.loaders.tensor import BF16
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import to_float32
+
+__all__ = ["FLOAT8", "as_half", "decode", "drop_scales_of_activations", "scaled"]
+
+FLOAT8 = "F8_E4M3"
+METHODS = ("fp8", "fbgemm_fp8", "modelopt")
+SCALES = ("weight_scale_inv", "weight_scale")
+ACTIVATIONS = tuple(f".{name}" for name in ("activation_scale", "input_scale", "input_scale_ub", "k_scale", "v_scale"))
+
+
+def decode(source: Source) -> bool:
+    """Turn every float8 matrix into one of wider floats; returns False for any other directory."""
+    settings = source.quantization
+    if settings.get("quant_method") not in METHODS:
+        return False
+    stems = [name.removesuffix(".weight") for name, entry in source.entries.items() if _is_matrix(name, entry)]
+    if not stems:
+        said = " ".join(str(settings[key]) for key in ("quant_method", "quant_algo") if key in settings)
+        raise UnsupportedModelError(
+            f"{source.path} stores its weights as {said!r:.60}, but none of them as 8-bit floats",
+            "Use a release of the model in float16, bfloat16 or FP8.",
+        )
+    source.kind = "fp8"
+    drop_scales_of_activations(source)
+    for stem in stems:
+        source.entries[f"{stem}.weight"] = scaled(source, stem, settings.get("weight_block_size"))
+    return True
+
+
+def _is_matrix(name: str, entry: Entry) -> bool:
+    return name.endswith(".weight") and entry.dtype == FLOAT8 and len(entry.shape) == 2
+
+
+def drop_scales_of_activations(source: Source) -> None:
+    """Forget them, and say so."""
+    kept = {name: entry for name, entry in source.entries.items() if not name.endswith(ACTIVATIONS)}
+    if len(kept) < len(source.entries):
+        source.entries = kept
+        source.notes.append("activations are not rounded as this release suggests: its scales for them are not read")
+
+
+def scaled(source: Source, stem: str, block: object) -> Entry:
+    """A matrix of float8, taken from the source with its scales. block: [rows, columns] that share one, or None."""
+    parts = take_parts(source, stem, ("weight", *SCALES))
+    weight = part(parts, stem, "weight", (FLOAT8,))
+    stored = next((parts[name] for name in SCALES if name in parts), None)
+    if stored is None:
+        return as_half(weight)
+    if stored.dtype not in FLOATS or len(stored.shape) > 2:
+        raise CorruptModelError(f"{stem!r:.80}: the scale is {stored.dtype} {stored.shape}, not numbers by blocks")
+    scale = to_float32(array_of(stored))
+    scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
+    if not np.isfinite(scale).all():
+        raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
+    rows, cols = _shared(stem, weight.shape, scale.shape, block)
+
+    def read() -> np.ndarray:
+        values = E4M3[array_of(weight)]
+        for i, factors in enumerate(scale):
+            values[i * rows : (i + 1) * rows] *= np.repeat(factors, cols)[: weight.shape[1]]
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(BF16) if narrow else values
+
+    narrow = bool((np.frexp(scale)[0] == 0.5).all())  # powers of two: bfloat16 holds the products
+    return Entry("BF16" if narrow else "F32", weight.shape, read)
+
+
+def _shared(stem: str, shape: tuple[int, ...], scales: tuple[int, ...], block: object) -> list[int]:
+    """Rows and columns that share a scale."""
+    blocks = block if isinstance(block, (list, tuple)) and len(block) == 2 else (0, 0)
+    shared = []
+    for size, count, said in zip(shape, scales, blocks, strict=True):
+        whole = {1: size, size: 1}.get(count) or (said if type(said) is int and said > 0 else 0)
+        if not whole or -(-size // whole) != count:
+            raise CorruptModelError(f"{stem!r:.80}: {scales} scales for {shape} in blocks of {block!r:.40}")
+        shared.append(whole)
+    return shared
+
+
+def as_half(entry: Entry) -> Entry:
+    """A tensor of float8 as float16, which holds all its values; others as they are."""
+    if entry.dtype != FLOAT8:
+        return entry
+    return Entry("F16", entry.shape, lambda: E4M3[array_of(entry)].astype(np.float16))
+
+
+def _e4m3() -> np.ndarray:
+    """float32 [256]: a sign, four bits of exponent, three of fraction; no infinities, and one NaN of each sign."""
+    codes = np.arange(256)
+    exponent, fraction = codes >> 3 & 15, codes & 7
+    values = np.where(exponent, 8 + fraction, 2 * fraction) * 2.0 ** (exponent - 10)
+    values[codes & 127 == 127] = np.nan
+    return np.where(codes < 128, values, -values).astype(np.float32)
+
+
+E4M3 = _e4m3()
