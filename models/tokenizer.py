@@ -28,8 +28,9 @@ from lutra.runtime.errors import (
 __all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
 
 # Tokens that end a turn whatever the configuration forgets to say (BitNet's GGUF lists only one).
-_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|return|>")
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|return|>", "<|call|>")
 _END_OF_THOUGHT = "<|end|>"  # where "<|return|>" ends a turn, as in gpt-oss: the answer comes after it
+_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")  # of answers in channels, as gpt-oss's
 
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -103,6 +104,15 @@ class Tokenizer:
     def stream(self, skip_special: bool = True) -> TextStream:
         """A decoder that takes one id at a time."""
         return TextStream(self, skip_special)
+
+    def answer(self) -> TextStream:
+        """A decoder of what follows a rendered chat: the answer, without what the model says to itself or to tools.
+
+        That is told where an answer comes in channels, as gpt-oss's; of other models it is all the text.
+        """
+        ids = [self._backend.token_id(mark) for mark in _MARKS]
+        known = [id for id in ids if id is not None]
+        return _ChannelStream(self, known) if len(known) == len(_MARKS) else self.stream()
 
     def token_bytes(self, id: int) -> bytes:
         """UTF-8 bytes, possibly part of a character, that ``id`` adds in the middle of a text."""
@@ -235,6 +245,44 @@ class TextStream:
         end = max(len(text.rstrip(" ")), len(text) - self._strip_end)
         text, self._held = text[:end], "" if final else text[end:]
         return text
+
+
+class _ChannelStream(TextStream):
+    """The messages to the user among those of an answer: ``<|channel|>final<|message|>Hello!<|return|>``.
+
+    A message has a head, from a start or a channel on, that names its channel and to whom it goes, if not to the user.
+    The channel "analysis" is the model's own thoughts (OpenAI's harmony response format, 2025). The prompt has begun
+    the first head; if no mark follows it, it was the answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, marks: Sequence[int]):
+        super().__init__(tokenizer)
+        self._begin, self._message, self._end = set(marks[:2]), marks[2], set(marks[3:])
+        self._head: list[int] | None = []  # as far as it is known, while one is read
+        self._marked = self._shown = False
+        self._told, self._gap = False, ""  # two messages are two paragraphs
+
+    def push(self, id: int) -> str:
+        """The characters that ``id`` adds to what the user is told, perhaps none."""
+        self._marked |= id in self._begin or id == self._message
+        if id in self._begin:
+            self._head = self._head or []
+        elif id == self._message:
+            head = b"".join(map(self._bytes, self._head or [])).decode("utf-8", "replace")
+            self._head, self._shown = None, "analysis" not in head and "to=" not in head
+        elif self._head is not None:
+            self._head.append(id)
+        elif id in self._end:
+            self._shown, self._gap = False, "\n\n" if self._told else ""
+        elif self._shown and (text := super().push(id)):
+            text, self._told, self._gap = self._gap + text, True, ""
+            return text
+        return ""
+
+    def flush(self) -> str:
+        """U+FFFD for bytes still waiting; an answer without any mark."""
+        bare = [] if self._marked else self._head or []
+        return "".join(super(_ChannelStream, self).push(id) for id in bare) + super().flush()
 
 
 def load_tokenizer(source: Path | Mapping[str, bytes], config: Mapping[str, Any] | None = None) -> Tokenizer:

@@ -56,6 +56,8 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> Collection[int]: ...
     def stream(self) -> TextStream: ...
+    def answer(self) -> TextStream:
+        """As stream(), but what the model says to itself or to tools is left out."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def generate(
     What ``session`` has already cached of the prompt is not computed again. An empty prompt starts
     from BOS. ``max_tokens`` None goes on until the context is full. ``ignore_eos`` bans the tokens
     that would end the text. ``continues``: the text goes on where the prompt's ends, so a space it
-    begins with stays; otherwise it is a text of its own, as an answer is. The iterator may be
+    begins with stays; otherwise it is a text of its own, an answer, of which a user sees only what is
+    meant for one. The iterator may be
     closed at any point, and ``cancel`` set from any thread: ``session.tokens`` are then exactly the
     tokens fed. The last token drawn is never fed.
 
@@ -172,10 +175,11 @@ def generate(
         )
     if max_tokens is not None and max_tokens < 0:
         raise ValueError(f"max_tokens is out of range: {max_tokens}")
-    run = _Run(session, tokenizer, prompt, params, StopStrings(stop), cancel, ignore_eos, logprobs)
+    stream = tokenizer.stream() if continues else tokenizer.answer()
     if continues:
         for id in prompt:
-            run.stream.push(id)
+            stream.push(id)
+    run = _Run(session, tokenizer, stream, prompt, params, StopStrings(stop), cancel, ignore_eos, logprobs)
     return run.chunks(math.inf if max_tokens is None else max_tokens)
 
 
@@ -191,6 +195,7 @@ class _Run:
 
     session: Session
     tokenizer: Tokenizer
+    stream: TextStream
     prompt: list[int]
     params: SamplingParams
     stops: StopStrings
@@ -199,7 +204,6 @@ class _Run:
     logprobs: bool
 
     def __post_init__(self) -> None:
-        self.stream = self.tokenizer.stream()
         self.stats = Chunk("", n_prompt=len(self.prompt))
 
     def chunks(self, max_tokens: float) -> Iterator[Chunk]:

@@ -385,3 +385,22 @@ def test_half_a_character_at_the_end():
     half = VOCAB - 4  # the otter's first byte
     assert text_of(run(Script([2, half]), prompt=[BOS])) == "a\ufffd"
     assert text_of(run(Script([2, half]), prompt=[BOS], stop=["\ufffd"])) == "a"
+
+
+def test_heads_of_channels_are_no_part_of_an_answer():
+    """As gpt-oss's are: but who continues a text sees all of it."""
+    start, channel, message, end = marks = (2, 3, 4, 5)
+    names = dict(zip(("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"), (*marks, EOS), strict=True))
+
+    class Channels(Backend):
+        special_ids = frozenset({BOS, EOS, *marks})
+        token_id = staticmethod(names.get)
+
+    tokenizer = Tokenizer(Channels(), named={}, bos_id=BOS, eos_ids=frozenset({EOS}), beginning=[], templates={})
+    head, otter = PIECES.index(b"aba"), PIECES.index(OTTER)
+    said = [channel, head, message, otter, end, start, channel, head, message, otter]
+    for continues, text in ((False, "🦦\n\n🦦"), (True, "aba🦦aba🦦")):
+        chunks = list(generate(Script(said), tokenizer, [BOS], params=GREEDY, continues=continues))
+        assert text_of(chunks) == text
+        assert tokens_of(chunks) == [*said, EOS]
+        assert chunks[-1].finish_reason == "stop"

@@ -284,6 +284,8 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "stablelm": ("stablelm", {}, MIXED),
     "ernie4_5": ("ernie4_5", dict(head_dim=64), MIXED),
     "granitemoe": ("granitemoe", GRANITE_MOE, ["F16"]),
+    # All experts chosen: what rounds otherwise cannot choose others, and a matrix misread still shows.
+    "granitemoe, all": ("granitemoe", GRANITE_MOE | dict(num_experts_per_tok=4), ["Q4_K", "Q6_K", "Q5_K"]),
     "lfm2": ("lfm2", LFM2, ["F16", "Q8_0"]),
     "deepseek2": (
         "deepseek_v2",

@@ -634,6 +634,63 @@ def test_compressed_tensors_packs_alike(bits, low_bit):
     np.testing.assert_array_equal(low_bit.stream(codes, bits), theirs.numpy())
 
 
+def four_bit_floats(kind: str) -> Any:
+    """Random codes and scales, and what compressed-tensors makes of them."""
+    fp4 = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers", reason="the oracle of its files")
+    import torch
+    from compressed_tensors.compressors.mx_utils import decompress_mx_scale
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+    def quantize(w, rng):
+        rows, cols = w.shape
+        packed = torch.from_numpy(rng.integers(0, 256, (rows, cols // 2)).astype(np.uint8))
+        parts, group = {"weight_packed": packed}, 32 if kind == "mxfp4" else 16
+        args = dict(num_bits=4, type="float", strategy="group", group_size=group)
+        whole = None
+        if kind == "mxfp4":
+            parts["weight_scale"] = torch.from_numpy(rng.integers(116, 122, (rows, cols // 32)).astype(np.uint8))
+            scale = decompress_mx_scale(parts["weight_scale"]).float()
+        else:
+            drawn = torch.from_numpy(rng.uniform(1, 400, (rows, cols // 16)))
+            parts["weight_scale"] = drawn.to(torch.float8_e4m3fn)
+            parts["weight_global_scale"] = whole = torch.tensor([12345.678])
+            scale, args["strategy"] = parts["weight_scale"].float(), "tensor_group"
+        codes = fp4.unpack_fp4_from_uint8(packed, rows, cols, dtype=torch.float32)
+        dense = dequantize(codes, scale, args=QuantizationArgs(**args), global_scale=whole, dtype=torch.float32)
+        return dense.numpy(), parts
+
+    return quantize
+
+
+FP4_SIZES = dict(hidden_size=128, intermediate_size=192)
+
+
+def fp4_settings(kind: str) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": "compressed-tensors", "format": f"{kind}-pack-quantized"}}
+
+
+@pytest.mark.parametrize(("kind", "format"), [("mxfp4", "mxfp4"), ("nvfp4", "F32")])
+def test_compressed_floats_of_four_bits(kind, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, four_bit_floats(kind), fp4_settings(kind), **FP4_SIZES)
+    assert agrees(tmp_path, reference, "compressed-tensors") == {format}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *[(kind, cut(name)) for kind in ("mxfp4", "nvfp4") for name in ("weight_packed", "weight_scale")],
+        *[("nvfp4", drop("weight_global_scale")), ("nvfp4", put("weight_global_scale", 0, 0))],
+        ("mxfp4", put("weight_scale", 0, 255)),
+    ],
+)
+def test_damaged_floats_of_four_bits_are_refused(tmp_path, low_bit, kind, change):
+    low_bit.quantized(tmp_path, four_bit_floats(kind), fp4_settings(kind), **FP4_SIZES)
+    damaged(tmp_path, change)
+    with pytest.raises(CorruptModelError):
+        Model.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("recipe", "how", "kind", "format"),
     [
@@ -688,7 +745,7 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     ("said", "says"),
     [
         ({"quant_method": "awq", "version": "gemv"}, "gemv"),
-        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
+        ({"quant_method": "compressed-tensors", "format": "mxfp8-quantized"}, "mxfp8"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ({"quant_method": "hqq"}, "hqq"),

@@ -168,6 +168,8 @@ class Tokenizer:
     def stream(self):
         return self.Stream()
 
+    answer = stream
+
 
 def test_a_conversation_goes_on_from_what_is_kept(model):
     """As a chat whose template drops what the model thought: the new prompt leaves the old one close to its end."""

@@ -1,10 +1,10 @@
-"""compressed-tensors checkpoints (vLLM's llm-compressor): integers of 2, 3, 4 or 8 bits, or 8-bit floats.
+"""compressed-tensors checkpoints (vLLM's llm-compressor): integers of 2, 3, 4 or 8 bits, or floats of 4 or 8.
 
 In a matrix's place, in the format "pack-quantized": ``weight_packed`` int32 [out, in * bits / 32], a stream of codes
 along each row; ``weight_shape`` int64 (out, in); ``weight_scale`` [out, groups]; ``weight_zero_point`` int32
 [out * bits / 32, groups], a stream down each column, or none: the middle code; ``weight_g_idx`` int32 [in], each
-input's group, or none. In other formats: ``weight`` int8 or float8 [out, in], ``weight_scale`` as above or one for all,
-``weight_zero_point`` int8 like it.
+input's group, or none. Four-bit floats: fp4.py. In other formats: ``weight`` int8 or float8 [out, in], ``weight_scale``
+as above or one for all, ``weight_zero_point`` int8 like it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.fp4 import mx_blocks, nv_blocks
 from lutra.models.loaders.fp8 import FLOAT8, drop_scales_of_activations, scaled
 from lutra.models.loaders.grids import FLOATS, WORDS, Grid, array_of, group_of, order_of, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
@@ -22,7 +23,8 @@ from lutra.runtime.formats import to_float32
 
 __all__ = ["decode"]
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+FP4 = {"mxfp4-pack-quantized": mx_blocks, "nvfp4-pack-quantized": nv_blocks}
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *FP4)
 PARTS = ("weight_packed", "weight_shape", "weight_scale", "weight_zero_point", "weight_g_idx")
 
 
@@ -42,12 +44,16 @@ def decode(source: Source) -> bool:
     sizes, block = _group_sizes(source), _block(source)
     for stem in stems:
         weight = source.entries.get(f"{stem}.weight")
-        if weight is None:
+        if weight is None and settings["format"] in FP4:
+            source.entries[f"{stem}.weight"] = FP4[settings["format"]](source, stem)
+        elif weight is None:
             source.entries[f"{stem}.weight"] = _entry(source, stem, sizes)
         elif weight.dtype == FLOAT8:
             source.entries[f"{stem}.weight"] = scaled(source, stem, block)
         else:
             source.entries[f"{stem}.weight"] = _bytes(source, stem, sizes)
+    if settings["format"] == "nvfp4-pack-quantized":
+        source.notes.append("NVFP4 is read as float32, which holds its values; convert it to fewer bits")
     return True
 
 

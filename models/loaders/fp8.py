@@ -16,12 +16,15 @@ from lutra.models.loaders.tensor import BF16
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
 
-__all__ = ["FLOAT8", "as_half", "decode", "drop_scales_of_activations", "scaled"]
+__all__ = ["E4M3", "FLOAT8", "as_half", "decode", "drop_scales_of_activations", "scaled"]
 
 FLOAT8 = "F8_E4M3"
 METHODS = ("fp8", "fbgemm_fp8", "modelopt")
 SCALES = ("weight_scale_inv", "weight_scale")
-ACTIVATIONS = tuple(f".{name}" for name in ("activation_scale", "input_scale", "input_scale_ub", "k_scale", "v_scale"))
+ACTIVATIONS = tuple(
+    f".{name}"
+    for name in ("activation_scale", "input_scale", "input_scale_ub", "input_global_scale", "k_scale", "v_scale")
+)
 
 
 def decode(source: Source) -> bool:

@@ -15,7 +15,7 @@ from lutra.runtime.errors import CorruptModelError
 from lutra.runtime.formats import Codebook, Matrix, to_float32
 from lutra.runtime.formats.mxfp4 import VALUES
 
-__all__ = ["codebook", "decode", "format_of"]
+__all__ = ["GROUP", "VALUES", "codebook", "decode", "format_of"]
 
 GROUP = 32
 LEAST, MOST, NAN = 103, 142, 255  # of exponents plus 127: those of the powers that float16 holds; what is none
