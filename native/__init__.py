@@ -18,6 +18,7 @@ __all__ = [
     "Arg",
     "Engine",
     "Field",
+    "InBlocks",
     "Op",
     "Plan",
     "cpu_features",
@@ -40,6 +41,8 @@ _NAME = {"darwin": "liblutra.dylib", "win32": "lutra.dll"}.get(sys.platform, "li
 _PATH = os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NAME))
 # Never unloaded: when Python ends, an engine may outlive this module, and its threads are in that code.
 lib: Any = ffi.dlopen(_PATH, ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
+
+MAX_TILE = 1024  # columns of a block that lt_pack_fields takes
 
 ABSOLUTE, SCRATCH, IDS, LOGITS, KV, WORK, BEFORE, AFTER = (
     lib.LT_ABSOLUTE,
@@ -144,15 +147,27 @@ def top_k(x: np.ndarray, k: int) -> np.ndarray:
     return index
 
 
-def pack_codes(codes: np.ndarray, bits: int, chunk: int, add: int, data: np.ndarray) -> None:
+def pack_codes(codes: np.ndarray | InBlocks, bits: int, chunk: int, add: int, data: np.ndarray) -> None:
     """Codes [rows, cols] of a byte each, plus ``add`` modulo 256, as runtime/formats/_uniform.py lays them out.
 
     data: uint8 [blocks, chunks * bits * chunk * 2], to be filled. ValueError for codes of more bits.
     """
-    codes, (rows, cols) = np.ascontiguousarray(codes), codes.shape
+    rows, cols = codes.shape
     _require_room(data, (-(-rows // 16), -(-cols // chunk) * bits * chunk * 2))
+    if isinstance(codes, InBlocks) and not codes.columns % chunk and codes.columns <= MAX_TILE:
+        return _pack_fields(codes, bits, chunk, add, data)
+    codes = np.ascontiguousarray(codes)
     if lib.lt_pack_codes(_pointer("uint8_t *", codes), rows, cols, add, bits, chunk, _pointer("uint8_t *", data)):
         raise ValueError(f"codes that {bits} bits do not hold")
+
+
+def _pack_fields(codes: InBlocks, bits: int, chunk: int, add: int, data: np.ndarray) -> None:
+    blocks = np.ascontiguousarray(codes.blocks)
+    rows, n, nbytes = blocks.shape
+    source, target = _pointer("uint8_t *", blocks), _pointer("uint8_t *", data)
+    table, add = _table(codes.fields), add - codes.middle & 255
+    if lib.lt_pack_fields(source, rows, n, nbytes, table, len(codes.fields), codes.columns, add, bits, chunk, target):
+        raise ValueError(f"codes that {bits} bits do not hold, or blocks of {nbytes} bytes without {codes.fields}")
 
 
 def pack_trits(codes: np.ndarray, data: np.ndarray) -> None:
@@ -182,16 +197,57 @@ class Field:
     run: int = 1
 
 
+@dataclass(frozen=True, eq=False)
+class InBlocks:
+    """Codes that still lie in blocks, [rows, columns of all]: numpy sees an array, pack_codes() needs none.
+
+    blocks: uint8 [rows, blocks of a row, bytes]. middle: what they are counted from. signed: whether they are
+    int8, not uint8.
+    """
+
+    blocks: np.ndarray
+    fields: tuple[Field, ...]
+    middle: int = 0
+    signed: bool = False
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int8 or uint8"""
+        return np.dtype(np.int8 if self.signed else np.uint8)
+
+    @property
+    def columns(self) -> int:
+        """Of a block."""
+        return self.fields[0].count * 8 // self.fields[0].width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns of all)"""
+        return self.blocks.shape[0], self.blocks.shape[1] * self.columns
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.asarray(self)[rows]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        codes = unpack_fields(self.blocks.reshape(-1, self.blocks.shape[2]), self.fields).reshape(self.shape)
+        if self.middle:
+            codes -= np.uint8(self.middle)
+        return codes.view(self.dtype).astype(dtype or self.dtype, copy=False)
+
+
 def unpack_fields(blocks: np.ndarray, fields: Sequence[Field]) -> np.ndarray:
     """The codes of blocks uint8 [n, bytes]: uint8 [n, columns]. ValueError for fields that blocks cannot have."""
     blocks, (n, nbytes) = np.ascontiguousarray(blocks), blocks.shape
     columns = fields[0].count * 8 // fields[0].width
     codes = np.empty((n, columns), np.uint8)
-    table = ffi.new("lt_field[]", [(f.begin, f.count, f.width, f.shift, f.run) for f in fields])
     source, target = _pointer("uint8_t *", blocks), _pointer("uint8_t *", codes)
-    if lib.lt_unpack_fields(source, n, nbytes, table, len(fields), columns, target):
+    if lib.lt_unpack_fields(source, n, nbytes, _table(fields), len(fields), columns, target):
         raise ValueError(f"blocks of {nbytes} bytes do not have {fields}")
     return codes
+
+
+def _table(fields: Sequence[Field]) -> Any:
+    return ffi.new("lt_field[]", [(f.begin, f.count, f.width, f.shift, f.run) for f in fields])
 
 
 def unpack_columns(words: np.ndarray, bits: int, count: int) -> np.ndarray:

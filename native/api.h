@@ -125,4 +125,9 @@ int32_t lt_nearest(const float *x, int64_t n_groups, int64_t group, const float 
 int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                          int32_t n_fields, int32_t columns, uint8_t *codes);
 
+/* What lt_pack_codes makes of the codes [rows][n_blocks * columns] that lt_unpack_fields finds in [rows][n_blocks]
+ * blocks, without an array of them all. LT_BAD_ARGUMENT as both, and for blocks that are not whole chunks. */
+int32_t lt_pack_fields(const uint8_t *blocks, int64_t rows, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
+                       int32_t n_fields, int32_t columns, uint8_t add, int32_t bits, int32_t chunk, uint8_t *data);
+
 #pragma GCC visibility pop

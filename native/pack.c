@@ -204,6 +204,27 @@ int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes
     return LT_OK;
 }
 
+int32_t lt_pack_fields(const uint8_t *blocks, int64_t rows, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
+                       int32_t n_fields, int32_t columns, uint8_t add, int32_t bits, int32_t chunk, uint8_t *data) {
+    enum { TILE = 1024 }; /* columns whose codes stay in the nearest cache */
+    uint8_t codes[ROWS * TILE];
+    if (columns < 1 || columns > TILE || chunk < 1 || columns % chunk) return LT_BAD_ARGUMENT;
+    for (int64_t row = 0; row < rows; row += ROWS)
+        for (int64_t begin = 0, n; begin < n_blocks; begin += n) {
+            const int64_t high = rows - row < ROWS ? rows - row : ROWS;
+            n = n_blocks - begin < TILE / columns ? n_blocks - begin : TILE / columns;
+            for (int64_t r = 0; r < high; r++) {
+                const int32_t wrong = lt_unpack_fields(blocks + ((row + r) * n_blocks + begin) * nbytes, n, nbytes,
+                                                       fields, n_fields, columns, codes + r * n * columns);
+                if (wrong) return wrong;
+            }
+            const int32_t wrong = lt_pack_codes(codes, high, n * columns, add, bits, chunk, data);
+            if (wrong) return wrong;
+            data += n * columns * bits * ROWS / 8;
+        }
+    return LT_OK;
+}
+
 void lt_widen_bf16(const uint16_t *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i++) {
         const uint32_t bits = (uint32_t)from[i] << 16;

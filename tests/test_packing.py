@@ -128,6 +128,41 @@ def test_fields_that_blocks_cannot_have(fields):
         native.unpack_fields(np.zeros((2, 8), np.uint8), [native.Field(*f) for f in fields])
 
 
+@pytest.mark.parametrize("rows", [1, 16, 37])
+@pytest.mark.parametrize(
+    ("fields", "chunk", "middle", "n"),
+    [
+        ([(2, 16, 4, 0, 16)], 32, 0, 1),
+        ([(2, 32, 8, 0, 32)], 32, 0, 67),  # more columns than are unpacked together
+        ([(0, 128, 4, 0, 64), (128, 64, 2, 4, 32)], 16, 32, 5),
+        ([(0, 64, 2, 0, 32), (64, 32, 1, 2, 32)], 16, 0, 4),
+        ([(1, 8, 4, 0, 1)], 32, 0, 6),  # a chunk of two blocks
+    ],
+)
+def test_codes_packed_where_they_lie(fields, chunk, middle, n, rows):
+    """The same bytes as of an array of them."""
+    fields = tuple(native.Field(*f) for f in fields)
+    bits = {3: 4}.get(sum(f.width for f in fields), sum(f.width for f in fields))
+    nbytes = max(f.begin + f.count for f in fields) + 2
+    blocks = np.random.default_rng(n).integers(0, 256, (rows, n, nbytes)).astype(np.uint8)
+    codes = native.InBlocks(blocks, fields, middle)
+    array = (taken(blocks.reshape(-1, nbytes), fields).reshape(codes.shape).astype(int) - middle).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(codes), array)
+    shape = (-(-rows // 16), -(-codes.shape[1] // chunk) * bits * chunk * 2)
+    found, expected = np.full(shape, 77, np.uint8), np.zeros(shape, np.uint8)
+    native.pack_codes(codes, bits, chunk, middle, found)
+    native.pack_codes(array, bits, chunk, middle, expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_in_blocks_that_cannot_be_packed():
+    blocks, data = np.full((3, 2, 18), 255, np.uint8), np.zeros((1, 2 * 32 * 2 * 3), np.uint8)
+    with pytest.raises(ValueError, match="do not hold"):
+        native.pack_codes(native.InBlocks(blocks, (native.Field(2, 16, 4, 0, 16),)), 3, 32, 0, data)
+    with pytest.raises(ValueError, match="without"):
+        native.pack_codes(native.InBlocks(blocks, (native.Field(4, 16, 4, 0, 16),)), 3, 32, 0, data)
+
+
 @pytest.mark.parametrize(("bits", "count"), [(2, 48), (3, 96), (4, 40), (8, 20)])
 @pytest.mark.parametrize("rows", [1, 16, 37])
 def test_codes_down_columns(bits, count, rows):

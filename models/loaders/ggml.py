@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -79,9 +80,10 @@ def _ternary_at(at: int) -> Callable[[Callable[[Blocks], Matrix], Blocks], str]:
 
 def _by_rows(matrix: Coded) -> Coded | None:
     """A matrix of codes 0..2 around 1 with a scale per row instead of per group; None if it has none such."""
-    if matrix.codes.max() > 2:
+    codes = np.asarray(matrix.codes)
+    if codes.max() > 2:
         return None
-    signs = _signed(matrix.codes, 1)
+    signs = _signed(codes, 1)
     if (matrix.scale == matrix.scale[:, :1]).all():
         return Coded(signs, matrix.scale[:, :1])
     used = signs.reshape(len(signs), -1, matrix.group).any(axis=2)  # a block of zeros may have any scale
@@ -100,7 +102,7 @@ def _parts(blocks: Blocks) -> list[Blocks]:
 
 def _half(blocks: Blocks, at: int) -> np.ndarray:
     """The float16 at that byte of every block: [rows, blocks of a row]."""
-    return blocks.view("<f2")[:, :, at // 2]
+    return np.ascontiguousarray(blocks.view("<f2")[:, :, at // 2])
 
 
 def _all(scale: np.ndarray, zero: float) -> np.ndarray:
@@ -108,18 +110,19 @@ def _all(scale: np.ndarray, zero: float) -> np.ndarray:
     return np.broadcast_to(np.float32(zero), scale.shape)
 
 
-def _codes(b: Blocks, *fields: tuple[int, int, int, int]) -> np.ndarray:
-    """The blocks' codes: uint8 [rows, columns]. fields: first byte, bytes, bits of a code, bytes of a run, each.
+def _codes(b: Blocks, *fields: tuple[int, int, int, int], middle: int = 0, signed: bool = False) -> Any:
+    """The blocks' codes: uint8 [rows, columns], or int8 if they are counted from a middle. They stay where they are
+    until they are packed: an array of them all takes as long as all else.
 
-    The first has the codes' lowest bits, the next those above. Bytes come in runs: first the codes in all their lowest
-    bits, then those in the next, and so on.
+    fields: first byte, bytes, bits of a code, bytes of a run, each. The first has the codes' lowest bits, the next
+    those above. Bytes come in runs: first the codes in all their lowest bits, then those in the next, and so on.
     """
     shifts = accumulate((width for _, _, width, _ in fields), initial=0)
-    known = [
+    known = tuple(
         native.Field(begin, count, width, shift, run)
         for (begin, count, width, run), shift in zip(fields, shifts, strict=False)
-    ]
-    return native.unpack_fields(b.reshape(-1, b.shape[2]), known).reshape(len(b), -1)
+    )
+    return native.InBlocks(b, known, middle, signed or middle > 0)
 
 
 def _signed(codes: np.ndarray, middle: int) -> np.ndarray:
@@ -167,12 +170,12 @@ def _q5_1(b: Blocks) -> Nested:
 
 def _with_offsets(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> Nested:
     """Groups of 32 that each are a super-block."""
-    unit = np.stack([scale, offset]).astype(np.float32)
+    unit = np.stack([scale, offset])
     return Nested(codes, np.ones(unit.shape, np.int8), unit, 32, 32)
 
 
 def _q8_0(b: Blocks) -> Coded:
-    return Coded(_codes(b, (2, 32, 8, 32)).view(np.int8), _half(b, 0), None, 32)
+    return Coded(_codes(b, (2, 32, 8, 32), signed=True), _half(b, 0), None, 32)
 
 
 def _q2_k(b: Blocks) -> Nested:
@@ -181,11 +184,11 @@ def _q2_k(b: Blocks) -> Nested:
 
 
 def _q3_k(b: Blocks) -> Nested:
-    codes = _codes(b, (32, 64, 2, 32), (0, 32, 1, 32))
+    codes = _codes(b, (32, 64, 2, 32), (0, 32, 1, 32), middle=4)
     low = np.concatenate([b[:, :, 96:104] & 15, b[:, :, 96:104] >> 4], axis=2)
     high = np.concatenate([b[:, :, 104:108] >> np.uint8(shift) & 3 for shift in (0, 2, 4, 6)], axis=2)
     scale = (low | high << 4).view(np.int8) - np.int8(32)
-    return Nested(_signed(codes, 4), scale.reshape(1, len(b), -1), _half(b, 108)[None].astype(np.float32), 16, 256)
+    return Nested(codes, scale.reshape(1, len(b), -1), _half(b, 108)[None], 16, 256)
 
 
 def _q4_k(b: Blocks) -> Nested:
@@ -197,14 +200,14 @@ def _q5_k(b: Blocks) -> Nested:
 
 
 def _q6_k(b: Blocks) -> Nested:
-    codes = _codes(b, (0, 128, 4, 64), (128, 64, 2, 32))
+    codes = _codes(b, (0, 128, 4, 64), (128, 64, 2, 32), middle=32)
     scale = np.ascontiguousarray(b[:, :, 192:208]).view(np.int8).reshape(1, len(b), -1)
-    return Nested(_signed(codes, 32), scale, _half(b, 208)[None].astype(np.float32), 16, 256)
+    return Nested(codes, scale, _half(b, 208)[None], 16, 256)
 
 
 def _units(b: Blocks, at: int) -> np.ndarray:
-    """Of scales, and of minima, which are taken off: float32 [2, rows, blocks]."""
-    return np.stack([_half(b, at), -_half(b, at + 2)]).astype(np.float32)
+    """Of scales, and of minima, which are taken off: float16 [2, rows, blocks]."""
+    return np.stack([_half(b, at), -_half(b, at + 2)])
 
 
 def _six_bits(b: Blocks) -> np.ndarray:
@@ -261,7 +264,7 @@ _FOURS = _sherry()
 
 
 def _mxfp4(b: Blocks) -> Codebook:
-    return mxfp4.codebook(_codes(b, (1, 16, 4, 16)), b[:, :, 0])
+    return mxfp4.codebook(np.asarray(_codes(b, (1, 16, 4, 16))), b[:, :, 0])
 
 
 def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
@@ -270,7 +273,8 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     Columns come in runs of 128, the first 32 of them in the highest bits (the layout of x86 builds, which published
     files have). CorruptModelError for a code that means nothing.
     """
-    codes = _codes(data[:-32].reshape(-1, 1, 32), (0, 32, 2, 32)).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
+    lanes = _codes(data[:-32].reshape(-1, 1, 32), (0, 32, 2, 32))
+    codes = np.asarray(lanes).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
     scale = data[-32:-28].copy().view("<f4")
     if codes.max() > 2 or not np.isfinite(scale).all():
         raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")

@@ -67,8 +67,8 @@ class BF16(np.ndarray):
 class Coded:
     """A matrix of small integers on grids: W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g], g = i // group.
 
-    codes: int8 or uint8 [out, in]. scale, zero: float32 or float16 [out, groups]; zero None: 0. group: columns that
-    share a scale, 0: all of a row.
+    codes: int8 or uint8 [out, in], or an object that numpy makes such an array of (native.InBlocks). scale, zero:
+    float32 or float16 [out, groups]; zero None: 0. group: columns that share a scale, 0: all of a row.
     """
 
     codes: np.ndarray
@@ -114,7 +114,7 @@ class Nested:
     W[o, i] = codes[o, i] * scale[0, o, g] * unit[0, o, b] + scale[1, o, g] * unit[1, o, b], g = i // group,
     b = i // block. The second product is the groups' offset, which they may be without (GGUF's k-quants).
 
-    codes: int8 or uint8 [out, in]. scale: int8 [1 or 2, out, groups]. unit: float32 [1 or 2, out, blocks].
+    codes: int8 or uint8 [out, in]. scale: int8 [1 or 2, out, groups]. unit: float32 or float16 [1 or 2, out, blocks].
     """
 
     codes: np.ndarray
@@ -141,7 +141,7 @@ class Nested:
     def scales(self) -> np.ndarray:
         """Scales, and offsets if there are any: float32 [1 or 2, out, groups]."""
         own = np.arange(self.scale.shape[2]) * self.group // self.block
-        return self.unit[:, :, own] * self.scale
+        return self.unit.astype(np.float32)[:, :, own] * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +309,7 @@ def to_float32(x: Matrix) -> np.ndarray:
     """The values of ``x`` as a float32 array of its shape; a float32 array comes back as is."""
     if isinstance(x, Coded):
         zero = np.zeros_like(x.scale) if x.zero is None else x.zero
-        return native.decode(x.codes, x.scale, zero, x.group or max(1, x.shape[1]))
+        return native.decode(np.asarray(x.codes), x.scale, zero, x.group or max(1, x.shape[1]))
     if isinstance(x, Nested):
         own = np.arange(x.shape[1]) // x.group
         values = x.codes * x.scales[0][:, own]

@@ -50,9 +50,12 @@ def fill_grid(part: np.ndarray, *grids: np.ndarray) -> None:
 
 
 def is_finite(x: np.ndarray) -> bool:
-    """Whether all are finite numbers; of float16 by their bits, which is several times as fast as numpy's test."""
+    """Whether all are finite numbers; of float16 by their bits, which is several times as fast as numpy's test.
+
+    Signed, the largest positive one is the most; unsigned, the largest negative one.
+    """
     if x.dtype == np.float16:
-        return bool((x.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
+        return bool(x.view(np.int16).max(initial=0) < 0x7C00 and x.view(np.uint16).max(initial=0) < 0xFC00)
     return bool(np.isfinite(x).all())
 
 

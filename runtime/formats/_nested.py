@@ -58,12 +58,13 @@ class NestedGrids:
         """Whether the matrix has such groups, and units that float16 holds."""
         if not isinstance(matrix, Nested) or not self._fits(matrix):
             return False
-        return self._low <= int(matrix.codes.min()) and int(matrix.codes.max()) < self._low + (1 << self.bits)
+        codes = np.asarray(matrix.codes)
+        return self._low <= int(codes.min()) and int(codes.max()) < self._low + (1 << self.bits)
 
     def _fits(self, matrix: Nested) -> bool:
         found = (matrix.group, matrix.block, len(matrix.scale))
         with np.errstate(over="ignore"):
-            exact = np.array_equal(matrix.unit, matrix.unit.astype(np.float16))
+            exact = matrix.unit.dtype == np.float16 or np.array_equal(matrix.unit, matrix.unit.astype(np.float16))
         return exact and found == (self.ACT_GROUP, self.block, 1 + self.offsets)
 
     def pack(self, matrix: Matrix) -> Parts:

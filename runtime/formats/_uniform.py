@@ -67,8 +67,9 @@ class Uniform:
             return False
         exact = [] if zero.size == 1 else [zero]
         exact += [scale] if scale.shape[1] > 1 else []
+        fits = not (np.asarray(codes).view(np.uint8) + add >> self.bits).any()
         with np.errstate(over="ignore"):
-            return not (codes + add >> self.bits).any() and all(np.array_equal(x, x.astype(np.float16)) for x in exact)
+            return fits and all(np.array_equal(x, x.astype(np.float16)) for x in exact)
 
     def _fit(self, matrix: object) -> tuple[np.ndarray, np.uint8, np.ndarray, np.ndarray]:
         """Codes, as bytes, and what makes them count from 0; scales and zeros as stored but not yet rounded.
@@ -81,9 +82,9 @@ class Uniform:
         scale, zero = matrix.regrouped(self.group)
         zero = np.zeros((1, 1), np.float32) if zero is None else zero
         if codes.dtype == np.int8 and self.bits == 1:  # -1 and 1
-            if not np.array_equal(np.abs(codes), np.ones_like(codes)):
+            if not np.array_equal(np.abs(codes), np.ones(codes.shape)):
                 raise ValueError(f"{self.KERNEL} holds -1 and 1, not codes {codes.min()}..{codes.max()}")
-            codes, scale, zero = codes > 0, 2 * scale, zero / 2 + np.float32(0.5)
+            codes, scale, zero = np.asarray(codes) > 0, 2 * scale, zero / 2 + np.float32(0.5)
         elif codes.dtype == np.int8:
             add = np.uint8(1 << self.bits - 1)
             zero = zero + np.float32(add)
@@ -91,7 +92,7 @@ class Uniform:
             if (zero != zero.flat[0]).any():
                 raise ValueError("zeros that differ")
             zero = zero.reshape(-1)[:1]
-        return codes.view(np.uint8), add, scale, np.broadcast_to(zero, scale.shape) if self.zeros else zero
+        return codes, add, scale, np.broadcast_to(zero, scale.shape) if self.zeros else zero
 
     def pack(self, matrix: Matrix) -> Parts:
         """The parts of a matrix: integers as they are, floats rounded to the nearest of the grid's steps.
