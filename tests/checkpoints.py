@@ -165,11 +165,13 @@ def mistral_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
 
 
 def with_images(folder: Path, name: str, *, flat: bool = False, seed: int = 0) -> PreTrainedModel:
-    """ "Qwen2VL", "Qwen3VL" or "SmolVLM". flat: the text's configuration among the rest, as Qwen2-VL is released."""
+    """ "Qwen2VL", "Qwen2_5_VL", "Qwen3VL" or "SmolVLM". flat: the text's configuration and tensors are among the rest,
+    as the first two are released."""
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
     towers: dict[str, dict[str, Any]] = {
         "Qwen2VL": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+        "Qwen2_5_VL": {**tower, "depth": 1, "out_hidden_size": 64, "num_heads": 2, "fullatt_block_indexes": [0]},
         "Qwen3VL": {**tower, "depth": 1, "out_hidden_size": 64, "num_heads": 2, "deepstack_visual_indexes": [0]},
         "SmolVLM": {**tower, "image_size": 28, "patch_size": 14},
     }
@@ -179,6 +181,9 @@ def with_images(folder: Path, name: str, *, flat: bool = False, seed: int = 0) -
     model = randomized(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed)
     model.save_pretrained(folder)
     if flat:
+        tensors = load_file(folder / "model.safetensors")
+        parts = {"model.language_model.": "model.", "model.visual.": "visual."}
+        save_file({_replaced(key, parts): tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
         path = folder / "config.json"
         settings = json.loads(path.read_text())
         theirs = settings.pop("text_config") | settings | {"rope_theta": 1e6}
@@ -282,29 +287,6 @@ GRANITE = dict(
 )
 
 
-def qwen_with_images(folder: Path, name: str, *, flat: bool = False, seed: int = 0) -> PreTrainedModel:
-    """ "Qwen3VL" or "Qwen2_5_VL". flat: with a configuration and names as in its first releases."""
-    text = {**SHAPE, "pad_token_id": None, "rope_parameters": ROPE_OF_IMAGES}
-    tower = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
-    own = {"deepstack_visual_indexes": [0]} if name == "Qwen3VL" else {"fullatt_block_indexes": [0]}
-    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=tower | own)
-    model = randomized(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed)
-    model.save_pretrained(folder)
-    if flat:
-        tensors = load_file(folder / "model.safetensors")
-        parts = {"model.language_model.": "model.", "model.visual.": "visual."}
-        save_file({_replaced(key, parts): tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
-        path = folder / "config.json"
-        settings = json.loads(path.read_text())
-        text = settings.pop("text_config")
-        rope = text.pop("rope_parameters")
-        settings = text | settings | {"rope_theta": rope["rope_theta"], "model_type": "qwen2_5_vl"}
-        settings["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-        path.write_text(json.dumps(settings))
-    return model
-
-
-ROPE_OF_IMAGES = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
 HYBRID = dict(
     SHAPE,
     head_dim=32,

@@ -447,8 +447,8 @@ def _recipes():
                 },
             ),
         ),
-        "qwen2.5-vl": lambda f: c.qwen_with_images(f, "Qwen2_5_VL"),
-        "qwen2.5-vl-flat": lambda f: c.qwen_with_images(f, "Qwen2_5_VL", flat=True),
+        "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
+        "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
     }
 
