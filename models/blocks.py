@@ -87,6 +87,16 @@ class Config:
         return self.layers
 
     @property
+    def kv_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Of each of these: heads of keys and values, and columns of each."""
+        return ((self.kv_heads, self.head_dim),) * self.kv_layers
+
+    @property
+    def kv_shared(self) -> bool:
+        """Whether layers see keys and values of other layers."""
+        return False
+
+    @property
     def recurrent_floats(self) -> int:
         """Floats that recurrent layers remember."""
         return 0
@@ -334,12 +344,13 @@ def attend(
         q, k = (ops.rope(x, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved) for x in (q, k))
     if norms and norms_last:
         q, k = _normed(c, q, k, norms)
-    ops.kv_append(k, v, state, layer=layer, kv_heads=c.kv_heads, head_dim=c.head_dim)
+    at = ops.kv_place(state, c.kv_shapes[:layer])
+    ops.kv_append(k, v, state, at=at, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
         q,
         state,
         *([] if sinks is None else [sinks]),
-        layer=layer,
+        at=at,
         heads=c.heads,
         kv_heads=c.kv_heads,
         head_dim=c.head_dim,

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lutra.models import blocks, qwen3
 from lutra.models.weights import Experts, Names
 from lutra.runtime import ops
@@ -108,15 +110,27 @@ def feed_forward_shapes(c: Config) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def mixture(c: Config, layer: Any, x: Any, gated: Callable[[Any, Any], Any] = blocks.gated) -> Any:
+def mixture(
+    c: Any,
+    layer: Any,
+    x: Any,
+    gated: Callable[[Any, Any], Any] = blocks.gated,
+    *,
+    seen: Any = None,
+    scales: np.ndarray | None = None,
+) -> Any:
     """What each row's chosen experts make of it, by their shares. Rows are lined up by expert: each is read once.
 
-    gated: what becomes of their gate | up.
+    gated: what becomes of their gate | up. seen: what the router sees of x, if not x. scales: float32 [experts], what
+    each gives times that.
     """
-    chosen, share = ops.route(ops.linear(x, layer.router), k=c.choices, normalize=c.normalized)
+    logits = ops.linear(x if seen is None else seen, layer.router)
+    chosen, share = ops.route(logits, k=c.choices, normalize=c.normalized)
     place = ops.line_up(chosen, experts=c.experts)
     h = ops.experts(ops.spread(x, place), layer.experts_gate_up, chosen)
     h = ops.experts(gated(c, h), layer.experts_down, chosen)
+    if scales is not None:
+        h = ops.scale_experts(h, scales, chosen)
     return ops.gather(h, place, share)
 
 

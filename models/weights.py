@@ -31,7 +31,6 @@ from lutra.runtime.formats import (
     Planes,
     Rotated,
     Stacked,
-    Unread,
     experts,
     rows,
     to_float32,
@@ -42,6 +41,7 @@ __all__ = [
     "VERSION",
     "Experts",
     "Planned",
+    "Unused",
     "Weight",
     "by_layer",
     "header_of",
@@ -64,10 +64,11 @@ ROWS: dict[type, dict[str, int]] = {
     Nested: {"codes": 0, "scale": 1, "unit": 1},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
+EMBEDDINGS = ("embed", "positions", "layer_embed")  # tables of which a token reads a row
 # How roles end of matrices that are kept: they are small and decide much.
 SMALL = (".router", ".gates", ".shared_gate", ".conv", ".q_norm", ".k_norm")
 # How names end that are whole: others are those of a weight and a bias.
-NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".sinks")
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".D", ".sinks", ".layer_scalar", ".router.scale", ".per_expert_scale")
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -75,7 +76,11 @@ class Experts(tuple[tuple[str, ...], ...]):
     """Among NAMES: for every expert, the tensors whose rows make up its matrix."""
 
 
-Names = Mapping[str, "tuple[str, ...] | Experts"]
+class Unused(tuple[str, ...]):
+    """Among NAMES: tensors that checkpoints may have and nobody reads."""
+
+
+Names = Mapping[str, "tuple[str, ...] | Experts | Unused"]
 
 
 def names_of(arch: ModuleType, config: Any) -> Names:
@@ -91,7 +96,7 @@ def tensor_of(stem: str) -> str:
 
 def is_kept(role: str) -> bool:
     """Whether a matrix is not among those that are quantized: embeddings, output, and small ones."""
-    return role in ("embed", "head", "positions") or role.endswith(SMALL)
+    return role in (*EMBEDDINGS, "head") or role.endswith(SMALL)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Planned:
         joined = Stacked(tuple(weights)) if self.format.startswith("rows-") else _join(weights)
         return formats.pack(joined, self.format).with_bias(_bias(checkpoint, self.stems, weights))
 
-    def floats(self, checkpoint: Checkpoint) -> tuple[Unread, np.ndarray | None]:
+    def floats(self, checkpoint: Checkpoint) -> tuple[formats.Unread, np.ndarray | None]:
         """A matrix as float32 [out, in], whatever the checkpoint stores, not read yet; and its bias, float32 [out]."""
         weights = [checkpoint.unread(tensor_of(stem)) for stem in self.stems]
         whole = (Factored, Rotated, Stacked)  # whose rows are not to be had one by one
@@ -157,7 +162,7 @@ class Planned:
                 in_pieces(piece, max(0, high - low), max(1, AT_ONCE // self.shape[1]))
             return values
 
-        return Unread(self.shape, read, AT_ONCE), _bias(checkpoint, self.stems, weights)  # type: ignore[arg-type]
+        return formats.Unread(self.shape, read, AT_ONCE), _bias(checkpoint, self.stems, weights)  # type: ignore[arg-type]
 
 
 def plan_roles(
@@ -179,11 +184,11 @@ def plan_roles(
     roles = list(_expand(names, layers))
     _refuse_leftovers(checkpoint, {stem for _, stems in roles for stem in _flat(stems)})
     tied = checkpoint.config.get("tie_word_embeddings")
-    kept = {"embed": embed, "head": embed}
+    kept = dict.fromkeys(("embed", "head", "layer_embed"), embed)
     return [
         _planned(checkpoint, role, stems, kept.get(role) if is_kept(role) else others, ternary or formats.ternary())
         for role, stems in roles
-        if role != "head" or not (tied or tensor_of(stems[0]) not in checkpoint)
+        if not isinstance(stems, Unused) and (role != "head" or not (tied or tensor_of(stems[0]) not in checkpoint))
     ]
 
 
@@ -246,7 +251,7 @@ def _planned(
     dtypes = [checkpoint.dtype(name) for name in tensors]
     format = _format_of(dtypes, shapes, ternary)
     looked_up = getattr(formats.codec(format), "inner", formats.codec(format))
-    if role in ("embed", "positions") and f"embed_{looked_up.KERNEL}_scalar" not in native.kernels():
+    if role in EMBEDDINGS and f"embed_{looked_up.KERNEL}_scalar" not in native.kernels():
         format = "q2" if dtypes == ["ternary"] else "f32"  # which hold it, too
     return Planned(role, stems, shape, format, biased)
 
@@ -306,7 +311,7 @@ def _join(weights: list[formats.Matrix]) -> formats.Matrix:
     """Rows of all the matrices as one, in their common type."""
     if len(weights) == 1:
         return weights[0]
-    if any(isinstance(w, Unread) for w in weights):
+    if any(isinstance(w, formats.Unread) for w in weights):
         return _join_unread(weights)
     if all(isinstance(w, Coded) for w in weights):
         return _join_coded(weights)  # type: ignore[arg-type]
@@ -328,7 +333,7 @@ def _turn_alike(weights: list[Any]) -> bool:
     return all(w.block == first.block and alike(w.signs, first.signs) and alike(w.order, first.order) for w in weights)
 
 
-def _join_unread(weights: list[formats.Matrix]) -> Unread:
+def _join_unread(weights: list[formats.Matrix]) -> formats.Unread:
     ends = list(accumulate(w.shape[0] for w in weights))
     begins = [0, *ends[:-1]]
 
@@ -336,7 +341,7 @@ def _join_unread(weights: list[formats.Matrix]) -> Unread:
         each = zip(weights, begins, ends, strict=True)
         return _join([w[max(begin, b) - b : end - b] for w, b, e in each if b < end and begin < e])
 
-    return Unread((ends[-1], weights[0].shape[1]), read)
+    return formats.Unread((ends[-1], weights[0].shape[1]), read)
 
 
 def _join_coded(weights: list[Coded]) -> Coded:

@@ -7,7 +7,8 @@ typedef struct {
 
 static void find_ranges(ranges *r, const lt_op *op, const lt_step *step) {
     int32_t rows[LT_MAX_EXPERTS] = {0};
-    for (int32_t token = 0; token < step->n_tokens; token++) {
+    const int32_t tokens = op->outputs ? step->n_outputs : step->n_tokens;
+    for (int32_t token = 0; token < tokens; token++) {
         const int32_t *chosen = lt_at(&op->chosen, step, token);
         for (int32_t i = 0; i < op->chosen.cols; i++) rows[chosen[i]]++;
     }
@@ -23,6 +24,7 @@ static void find_ranges(ranges *r, const lt_op *op, const lt_step *step) {
 /* The op on the rows of one range, with that expert's matrix. */
 static lt_op op_of(const ranges *r, int32_t i, const lt_op *op) {
     lt_op own = *op;
+    own.outputs = 0;
     own.times = 1;
     for (int a = 0; a < LT_MAX_ARGS; a++)
         own.arg[a].offset += own.arg[a].each ? r->expert[i] * own.arg[a].each : r->begin[i] * own.arg[a].stride;
@@ -45,7 +47,7 @@ static int32_t units_of(const lt_kernel *kernel, const ranges *r, const lt_op *o
 int32_t lt_experts_units(const lt_kernel *kernel, const lt_op *op, const lt_step *step) {
     ranges r;
     find_ranges(&r, op, step);
-    return r.count * units_of(kernel, &r, op, step);
+    return r.count ? r.count * units_of(kernel, &r, op, step) : 0;
 }
 
 void lt_experts_run(const lt_kernel *kernel, const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {

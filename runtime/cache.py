@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ LANES = 16  # positions in a vector of keys
 GROUP = 32  # columns that share a scale
 SPAN = 512  # positions that attention takes as one
 SPLIT_ROWS = 8  # rows of a step that it takes span by span
-VERSION = 2  # of the rows that read() gives
+VERSION = 3  # of the rows that read() gives
 
 f32 = np.float32
 
@@ -101,61 +103,90 @@ KV_TYPES = {
 }
 
 
-def position_bytes(kv_type: str, layers: int, kv_heads: int, head_dim: int) -> int:
-    """Bytes that one token's keys and values take in all layers."""
-    return 2 * layers * kv_heads * KV_TYPES[kv_type].row_bytes(head_dim)
+Shape = tuple[int, int]  # a layer's: heads of keys and values, and columns of each
+
+
+def position_bytes(kv_type: str, shapes: Sequence[Shape]) -> int:
+    """Bytes that one token's keys and values take in layers of these shapes."""
+    return sum(2 * kv_heads * KV_TYPES[kv_type].row_bytes(head_dim) for kv_heads, head_dim in shapes)
 
 
 class Cache:
-    """Keys and values of ``n_ctx`` positions for every layer.
+    """Keys and values of ``n_ctx`` positions for layers of these shapes.
 
     Pages are taken when they are first written: a long context costs nothing until it is used.
 
-    memory: all keys and values, as kernels see them: uint8 [layers, 2, kv_heads, bytes].
-    work: what attention lays aside during a step; zeros, once.
+    memory: all keys and values, as kernels see them: uint8, layer by layer.
+    work: what attention of so many heads lays aside during a step; zeros, once.
     """
 
-    def __init__(self, kv_type: str, layers: int, heads: int, kv_heads: int, head_dim: int, n_ctx: int):
-        self.type = t = KV_TYPES[kv_type]
+    def __init__(self, kv_type: str, shapes: Sequence[Shape], heads: int, n_ctx: int):
+        self.type = KV_TYPES[kv_type]
         blocks = -(-n_ctx // LANES)
-        size = blocks * LANES * t.row_bytes(head_dim)
-        self.memory = memory.zeros(layers * 2 * kv_heads * size).reshape(layers, 2, kv_heads, size)
-        pieces = heads * -(-n_ctx // SPAN) * (t.columns(head_dim) + 2)
-        self.work = np.zeros(SPLIT_ROWS * (kv_heads + pieces), np.float32)
-        # By position, whatever the order in memory: [layers, kv_heads, blocks, 16 positions, codes or scales], where
-        # the last two may each be two axes.
-        codes, scales, steps = t.codes(head_dim), t.scales(head_dim), t.steps
-        end = blocks * LANES * codes * np.dtype(t.dtype).itemsize
-        keys, values = (self.memory[:, i, :, :end].view(t.dtype) for i in (0, 1))
-        lead = (layers, kv_heads, blocks)
-        self._keys = [_split(keys, *lead, codes // steps, LANES, steps).transpose(0, 1, 2, 4, 3, 5)]
-        self._values = [_split(values, *lead, LANES // steps, codes, steps).transpose(0, 1, 2, 3, 5, 4)]
-        if scales:
-            for i, parts in enumerate((self._keys, self._values)):
-                half = self.memory[:, i, :, end:].view(np.float16)
-                parts.append(_split(half, *lead, scales, LANES).transpose(0, 1, 2, 4, 3))
+        ends = accumulate((blocks * LANES * position_bytes(kv_type, [shape]) for shape in shapes), initial=0)
+        bounds = list(pairwise(ends))
+        self.memory = memory.zeros(bounds[-1][1])
+        each = zip(bounds, shapes, strict=True)
+        self._layers = [_Layer(self.type, self.memory[begin:end], *shape) for (begin, end), shape in each]
+        pieces = heads * -(-n_ctx // SPAN) * (max(self.type.columns(head_dim) for _, head_dim in shapes) + 2)
+        self.work = np.zeros(SPLIT_ROWS * (heads + pieces), np.float32)
 
     def read(self, n: int) -> np.ndarray:
-        """The rows of the first n positions, a copy: uint8 [layers, 2, kv_heads, n, row_bytes]."""
-        blocks = -(-n // LANES)
-        both = []
-        for parts in (self._keys, self._values):
-            rows = np.concatenate([_rows(part[:, :, :blocks]).view(np.uint8) for part in parts], axis=-1)
-            both.append(rows.reshape(*rows.shape[:2], blocks * LANES, rows.shape[-1])[:, :, :n])
-        return np.stack(both, axis=1)
+        """The rows of the first n positions, a copy: uint8 [n, position_bytes], layer by layer, keys before values."""
+        return np.concatenate(
+            [layer.read(n).transpose(2, 0, 1, 3).reshape(n, layer.width) for layer in self._layers], 1
+        )
 
     def write(self, rows: np.ndarray) -> None:
         """Fill the first positions from what read() gave."""
-        n = rows.shape[3]
+        begin = 0
+        for layer in self._layers:
+            some = rows[:, begin : begin + layer.width].reshape(len(rows), 2, layer.kv_heads, -1)
+            layer.write(some.transpose(1, 2, 0, 3))
+            begin += layer.width
+
+
+class _Layer:
+    """One layer's keys and values in its part of the memory, uint8 [bytes]. width: bytes of a position."""
+
+    def __init__(self, t: KVType, part: np.ndarray, kv_heads: int, head_dim: int):
+        self.kv_heads, self.width = kv_heads, 2 * kv_heads * t.row_bytes(head_dim)
+        blocks = len(part) // self.width // LANES
+        part = part.reshape(2, kv_heads, -1)
+        # By position, whatever the order in memory: [kv_heads, blocks, 16 positions, codes or scales], where the last
+        # two may each be two axes.
+        codes, scales, steps = t.codes(head_dim), t.scales(head_dim), t.steps
+        end = blocks * LANES * codes * np.dtype(t.dtype).itemsize
+        keys, values = (part[i, :, :end].view(t.dtype) for i in (0, 1))
+        lead = (kv_heads, blocks)
+        self._keys = [_split(keys, *lead, codes // steps, LANES, steps).transpose(0, 1, 3, 2, 4)]
+        self._values = [_split(values, *lead, LANES // steps, codes, steps).transpose(0, 1, 2, 4, 3)]
+        if scales:
+            for i, parts in enumerate((self._keys, self._values)):
+                half = part[i, :, end:].view(np.float16)
+                parts.append(_split(half, *lead, scales, LANES).transpose(0, 1, 3, 2))
+
+    def read(self, n: int) -> np.ndarray:
+        """Of the first n positions: uint8 [2, kv_heads, n, row_bytes]."""
+        blocks = -(-n // LANES)
+        both = []
+        for parts in (self._keys, self._values):
+            rows = np.concatenate([_rows(part[:, :blocks]).view(np.uint8) for part in parts], axis=-1)
+            both.append(rows.reshape(self.kv_heads, blocks * LANES, rows.shape[-1])[:, :n])
+        return np.stack(both)
+
+    def write(self, rows: np.ndarray) -> None:
+        """What read() gave."""
+        n = rows.shape[2]
         for i, parts in enumerate((self._keys, self._values)):
             begin = 0
             for part in parts:
                 for block in range(-(-n // LANES)):
-                    whole = part[:, :, block]
-                    filled = _rows(whole[:, :, None])[:, :, 0]
+                    whole = part[:, block]
+                    filled = _rows(whole[:, None])[:, 0]
                     end = begin + filled.shape[-1] * filled.itemsize
-                    some = rows[:, i, :, block * LANES : (block + 1) * LANES, begin:end]
-                    filled[:, :, : some.shape[2]] = np.ascontiguousarray(some).view(part.dtype)
+                    some = rows[i, :, block * LANES : (block + 1) * LANES, begin:end]
+                    filled[:, : some.shape[1]] = np.ascontiguousarray(some).view(part.dtype)
                     whole[...] = filled.reshape(whole.shape)
                 begin = end
 
@@ -245,5 +276,5 @@ def _split(x: np.ndarray, *shape: int) -> np.ndarray:
 
 
 def _rows(part: np.ndarray) -> np.ndarray:
-    """Codes or scales, a copy: [layers, kv_heads, blocks, 16 positions, codes or scales]."""
-    return np.array(part, order="C").reshape(*part.shape[:3], LANES, math.prod(part.shape[3:]) // LANES)
+    """Codes or scales, a copy: [kv_heads, blocks, 16 positions, codes or scales]."""
+    return np.array(part, order="C").reshape(*part.shape[:2], LANES, math.prod(part.shape[2:]) // LANES)

@@ -7,12 +7,13 @@ per token. A new op needs: a function here, and native/kernels/<op>.c.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from lutra.runtime.cache import KV_TYPES
+from lutra.runtime.cache import KV_TYPES, position_bytes
 from lutra.runtime.formats import Codebook, Coded, Nested, Packed, to_float32, walsh_hadamard
 from lutra.runtime.graph import StateSymbol, Symbol, op
 
@@ -33,6 +34,7 @@ __all__ = [
     "gelu_tanh_mul",
     "hadamard",
     "kv_append",
+    "kv_place",
     "layer_norm",
     "line_up",
     "linear",
@@ -49,13 +51,16 @@ __all__ = [
     "route",
     "scale",
     "scale_columns",
+    "scale_experts",
     "scale_rows",
     "short_conv",
     "sigmoid",
     "silu_mul",
     "soft_cap",
+    "softplus",
     "split",
     "spread",
+    "state_space",
     "stream",
     "tail",
     "take_columns",
@@ -68,14 +73,14 @@ INT8_PAD = 320  # int8 rows are padded to a multiple of this: of every format's 
 
 
 class State:
-    """What a session is to the numpy reference: keys and values by layer, and the step's place in them.
+    """What a session is to the numpy reference: keys and values, and the step's place in them.
 
-    memory: what recurrent ops remember, by where kernels have it (``at``); nothing is 0.
+    kv, memory: keys and values, and what recurrent ops remember, by where kernels have it (``at``); nothing is 0.
     kv_type: how the cache stores them, one of cache.KV_TYPES. Feed n tokens: call forward(), then ``advance(n)``.
     """
 
     def __init__(self, kv_type: str = "f32"):
-        self.type = KV_TYPES[kv_type]
+        self.kv_type = kv_type
         self.kv: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.memory: dict[int, np.ndarray] = {}
         self.pos = 0
@@ -278,8 +283,7 @@ def experts(x: Array, weight: Packed, chosen: Array) -> Array:
     x: [rows * k, in], lined up. weight: one of a format experts-<format>, [experts, out, in]. chosen: int32 [rows, k].
     """
     if weight.bias is not None:
-        owner = owners(chosen, line_up(chosen, experts=weight.shape[0]))
-        return add(experts(x, weight.with_bias(None), chosen), _rows_of(weight.bias, owner))
+        return add(experts(x, weight.with_bias(None), chosen), _of_experts(weight.bias, chosen))
     if weight.stack:
         return concat(*(experts(x, matrices, chosen) for matrices in weight.stack))
     group = weight.codec.ACT_GROUP
@@ -288,8 +292,15 @@ def experts(x: Array, weight: Packed, chosen: Array) -> Array:
     return _experts_int8(*quantize(x, group=group, least=LEAST[group == 0]), weight, chosen, group=group)
 
 
-def _rows_of(table: np.ndarray, index: Array) -> Array:
-    return embed(index, Packed("f32", table.shape, {"data": table}))
+def scale_experts(x: Array, scale: np.ndarray, chosen: Array) -> Array:
+    """x [rows * k, columns], lined up, each row times the scale of its expert. scale: float32 [experts]."""
+    return scale_rows(x, _of_experts(np.ascontiguousarray(scale[:, None]), chosen))
+
+
+def _of_experts(table: np.ndarray, chosen: Array) -> Array:
+    """Each lined-up row's own row of a table that has one for every expert."""
+    owner = owners(chosen, line_up(chosen, experts=len(table)))
+    return embed(owner, Packed("f32", table.shape, {"data": table}))
 
 
 def _experts_out(*args: Any, **_: Any) -> list[tuple[int, Any]]:
@@ -473,13 +484,18 @@ def rope(x: Array, angles: Array, *, head_dim: int, interleaved: bool) -> Array:
     return y.reshape(x.shape)
 
 
+def kv_place(state: Any, shapes: Sequence[tuple[int, int]]) -> int:
+    """Where a layer's keys and values are: bytes of a position in those before, of ``shapes`` (kv_heads, head_dim)."""
+    return position_bytes(state.kv_type, shapes)
+
+
 @op(lambda *_, **__: [], suffix=_kv_suffix)
-def kv_append(k: Array, v: Array, state: Any, *, layer: int, kv_heads: int, head_dim: int) -> None:
-    """Write each row's keys and values, [rows, kv_heads * head_dim], at the row's position."""
-    rows = [state.type.encode(x.reshape(len(x), kv_heads, head_dim)) for x in (k, v)]
-    new = [state.type.decode(x, head_dim) for x in rows]
-    old = state.kv.get(layer, (new[0][:0], new[1][:0]))
-    state.kv[layer] = tuple(np.concatenate([o[: state.pos], n]) for o, n in zip(old, new, strict=True))
+def kv_append(k: Array, v: Array, state: Any, *, at: int, kv_heads: int, head_dim: int) -> None:
+    """Write each row's keys and values, [rows, kv_heads * head_dim], at the row's position. at: their ``kv_place``."""
+    codec = KV_TYPES[state.kv_type]
+    new = [codec.decode(codec.encode(x.reshape(len(x), kv_heads, head_dim)), head_dim) for x in (k, v)]
+    old = state.kv.get(at, (new[0][:0], new[1][:0]))
+    state.kv[at] = tuple(np.concatenate([o[: state.pos], n]) for o, n in zip(old, new, strict=True))
 
 
 @op(lambda q, *_, **__: [(q.shape[1], f32)], suffix=_kv_suffix, local=False)
@@ -488,7 +504,7 @@ def attention(
     state: Any,
     sinks: np.ndarray | None = None,
     *,
-    layer: int,
+    at: int,
     heads: int,
     kv_heads: int,
     head_dim: int,
@@ -498,15 +514,16 @@ def attention(
 ) -> Array:
     """softmax(q k^T * scale) v over each row's own and earlier positions; heads share kv heads in groups.
 
+    at: where keys and values are, their ``kv_place``; the last position in them is that of q's last row.
     window: how many positions a row sees, its own included; 0: all. cap: scores are soft_cap()ped; 0: they are not.
     sinks: float32 [heads], a score of every head's for the softmax alone, that has no value (Xiao et al. 2024).
     """
-    keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[layer])
+    keys, values = (x.astype(f32).repeat(heads // kv_heads, axis=1) for x in state.kv[at])
     queries = q.reshape(len(q), heads, head_dim).swapaxes(0, 1)
     scores = queries @ keys.transpose(1, 2, 0) * f32(scale)
     if cap:
         scores = soft_cap(scores, cap=cap)
-    behind = state.pos + np.arange(len(q))[:, None] - np.arange(len(keys))
+    behind = len(keys) - len(q) + np.arange(len(q))[:, None] - np.arange(len(keys))
     scores = np.where((behind >= 0) & (behind < (window or len(keys))), scores, -np.inf)
     sink = np.full((heads, 1, 1), -np.inf, f32) if sinks is None else sinks[:, None, None]
     most = np.maximum(scores.max(axis=-1, keepdims=True), sink)
@@ -516,16 +533,18 @@ def attention(
 
 
 @op(_like, local=False)
-def short_conv(x: Array, weight: np.ndarray, state: Any, *, at: int, taps: int, silu: bool) -> Array:
+def short_conv(
+    x: Array, weight: np.ndarray, state: Any, bias: np.ndarray | None = None, *, at: int, taps: int, silu: bool
+) -> Array:
     """A causal convolution of each column on its own, over a row and the taps - 1 before it.
 
-    weight: float32 [taps, columns], the row's own tap last. silu: whether the result is its silu. at: where the session
-    remembers the rows before, (taps - 1) * columns floats.
+    weight: float32 [taps, columns], the row's own tap last. bias: float32 [columns], what is added. silu: whether the
+    result is its silu. at: where the session remembers the rows before, (taps - 1) * columns floats.
     """
     before = state.memory.get(at, np.zeros((taps - 1, x.shape[1]), x.dtype))
     rows = np.concatenate([before, x])
     state.memory[at] = rows[len(x) :]
-    y: Any = sum(rows[i : i + len(x)] * weight[i] for i in range(taps))
+    y: Any = sum(rows[i : i + len(x)] * weight[i] for i in range(taps)) + (0 if bias is None else bias)
     if not silu:
         return y
     with np.errstate(over="ignore"):
@@ -557,8 +576,37 @@ def delta_rule(
     return y.reshape(v.shape)
 
 
+@op(_like, over=True)
+def softplus(x: Array, *, least: float, most: float) -> Array:
+    """log(1 + e^x), within these limits."""
+    return np.logaddexp(0, x.astype(np.float64)).clip(least, most).astype(x.dtype)
+
+
+@op(lambda x, *_, **__: [(x.shape[1], f32)], local=False)
+def state_space(
+    x: Array, b: Array, c: Array, dt: Array, rate: np.ndarray, skip: np.ndarray, state: Any, *, at: int, groups: int
+) -> Array:
+    """Mamba 2's recurrence (Dao & Gu 2024): a head remembers a matrix S, which each row shrinks, adds to and asks.
+
+    S = e^(-rate dt) S + b (dt x);  y = c S + skip x. x: [rows, heads * width]. b, c: [rows, groups * dim], each of
+    consecutive heads. dt: [rows, heads]. rate, skip: float32 [heads]. at: where the session remembers S,
+    ``delta_floats`` floats.
+    """
+    rows, heads = dt.shape
+    shared = np.arange(heads) // (heads // groups)
+    b, c = (each.reshape(rows, groups, -1)[:, shared] for each in (b, c))
+    values = x.reshape(rows, heads, -1)
+    S = state.memory.get(at, np.zeros((heads, b.shape[2], values.shape[2]), x.dtype))
+    y = np.empty_like(values)
+    for t in range(rows):
+        S = S * np.exp(-rate * dt[t])[:, None, None] + b[t, :, :, None] * (dt[t, :, None] * values[t])[:, None]
+        y[t] = np.einsum("hk,hkv->hv", c[t], S) + skip[:, None] * values[t]
+    state.memory[at] = S
+    return y.reshape(x.shape)
+
+
 def delta_floats(heads: int, dim: int, width: int) -> int:
-    """Floats that delta_rule() remembers: its kernels have columns of v by sixteens."""
+    """Floats that delta_rule() and state_space() remember: their kernels have columns of v or x by sixteens."""
     return heads * dim * -(-width // 16) * 16
 
 

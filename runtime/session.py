@@ -37,10 +37,10 @@ class Session:
     def __init__(self, model: Model, n_ctx: int | None = None):
         self.model = model
         c = model.config
-        position = position_bytes(model.kv_type, c.kv_layers, c.kv_heads, c.head_dim)
+        position = position_bytes(model.kv_type, c.kv_shapes)
         self.n_ctx = _context(n_ctx, c.n_ctx, position, memory_bytes(c.recurrent_floats))
         self.tokens: list[int] = []
-        self._cache = Cache(model.kv_type, c.kv_layers, c.heads, c.kv_heads, c.head_dim, self.n_ctx)
+        self._cache = Cache(model.kv_type, c.kv_shapes, c.heads, self.n_ctx)
         self._memory = Memory(c.recurrent_floats) if c.recurrent_floats else None
         plan = model.plan
         self._ids = np.zeros(plan.rows, np.int32)
@@ -188,7 +188,7 @@ class Session:
         if n > self.n_ctx:
             raise ContextLengthError(f"{path} holds {n} tokens, the context {self.n_ctx}")
         due = self._cache.read(0)
-        shape = (*due.shape[:3], n, due.shape[4])
+        shape = (n, due.shape[1])
         if tokens.shape != (n,) or kv.shape != shape or kv.dtype != due.dtype:
             raise CorruptModelError(f"{path}: a cache of {kv.dtype} {kv.shape} where {shape} is due")
         size = self._memory.size if self._memory else 0

@@ -131,6 +131,69 @@ def gemma(
     return reference(folder)
 
 
+GEMMA4 = dict(
+    head_dim=16,
+    global_head_dim=24,
+    sliding_window=5,
+    num_hidden_layers=6,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    hidden_size_per_layer_input=12,
+    vocab_size_per_layer_input=128,
+    pad_token_id=None,
+    initializer_range=0.06,
+)
+
+
+def gemma4(
+    folder: Path, name: str = "Gemma4", dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """Gemma 4's text part: a little of each of its ideas, unless ``config`` says more or less."""
+    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "TextConfig"))
+    architecture, settings = classes
+    model = randomized(architecture, settings(**{**SHAPE, **GEMMA4, **config}), seed)
+    scaled(model)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
+def scaled(model: PreTrainedModel) -> None:
+    """Set Gemma 4's factors, which start as ones, to random numbers; those of queries and keys make up for a scale."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+            tensor.data.uniform_(0.5, 1.5)
+        elif name.endswith(("q_norm.weight", "k_norm.weight")):
+            tensor.data /= 2
+
+
+def gemma4_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
+    """Gemma 4 as released: a tower for images and one for sound, and tensors of layers that share others'."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    hearing = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 48}
+    config = transformers.Gemma4Config(
+        text_config={**SHAPE, **GEMMA4, "pad_token_id": 0},
+        vision_config={**tower, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 16},
+        audio_config={**hearing, "subsampling_conv_channels": [8, 4]},
+        image_token_id=126,
+        audio_token_id=125,
+        video_token_id=124,
+    )
+    model = randomized(transformers.Gemma4ForConditionalGeneration, config, seed)
+    scaled(model)
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for i in (4, 5):
+        for part in ("k_proj", "v_proj"):
+            tensors[f"model.language_model.layers.{i}.self_attn.{part}.weight"] = torch.ones(32 + 16 * (i - 4), 64)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["text_config"]["per_layer_config"]
+    settings["text_config"]["global_head_dim"] = 24
+    path.write_text(json.dumps(settings))
+    return model
+
+
 def gemma_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     """Gemma 3 as its larger releases: a tower for images beside a text model that is silent about most of itself."""
     text = {**SHAPE, "head_dim": 16, "sliding_window": 5}
@@ -308,11 +371,59 @@ HYBRID = dict(
 )
 
 
+MAMBA = dict(mamba_n_heads=8, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=18)
+GRANITE4 = MAMBA | dict(
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    num_hidden_layers=3,
+    shared_intermediate_size=72,
+    embedding_multiplier=12.0,
+    residual_multiplier=0.22,
+    attention_multiplier=0.1,
+    logits_scaling=4.0,
+    num_local_experts=0,
+)
+FALCON = MAMBA | dict(
+    mamba_d_ssm=128,
+    embedding_multiplier=5.0,
+    key_multiplier=0.5,
+    attention_in_multiplier=1.5,
+    attention_out_multiplier=0.9,
+    ssm_in_multiplier=1.25,
+    ssm_out_multiplier=0.25,
+    lm_head_multiplier=0.1,
+    mlp_multipliers=[0.9, 0.5],
+    ssm_multipliers=[0.35, 0.25, 0.18, 0.5, 0.35],
+)
+NEMOTRON = dict(
+    layers_block_type=["linear_attention", "full_attention", "mlp", "linear_attention"],
+    num_hidden_layers=4,
+    head_dim=24,
+    mamba_num_heads=8,
+    mamba_head_dim=16,
+    n_groups=2,
+    ssm_state_size=18,
+)
+
+
+def with_mamba(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """ "GraniteMoeHybrid", "FalconH1" or "NemotronH", its memories long enough to matter."""
+    settings = getattr(transformers, f"{name}Config")(**{"pad_token_id": None, **SHAPE, **config})
+    model = randomized(getattr(transformers, f"{name}ForCausalLM"), settings, seed)
+    remembering(model)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
 def remembering(model: PreTrainedModel) -> None:
-    """Set what decides how long a random Qwen3.5 remembers, and its norms, to what real ones might have."""
+    """Set what decides how long a random model remembers, and a Qwen3.5's norms, to what real ones might have."""
+    qwen = model.config.model_type.startswith("qwen")
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight") and "linear_attn" not in name:
+        if qwen and name.endswith("norm.weight") and "linear_attn" not in name:
             parameter.data -= 1  # what is stored is the distance from 1
+        elif name.endswith(".D"):
+            parameter.data.normal_()
         elif name.endswith("A_log"):
             parameter.data.uniform_(-3, 1)
         elif name.endswith("dt_bias"):

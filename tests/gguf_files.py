@@ -18,7 +18,7 @@ import scipy.linalg
 import sentencepiece
 import torch
 import transformers
-from checkpoints import randomized, remembering
+from checkpoints import randomized, remembering, scaled
 from gguf import GGMLQuantizationType as Type
 
 from lutra.models.loaders import open_checkpoint
@@ -63,11 +63,19 @@ ARCHS = {
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
+    "gemma4_text": (transformers.Gemma4TextConfig, transformers.Gemma4ForCausalLM, gguf.MODEL_ARCH.GEMMA4),
     "cohere": (transformers.CohereConfig, transformers.CohereForCausalLM, gguf.MODEL_ARCH.COMMAND_R),
     "cohere2": (transformers.Cohere2Config, transformers.Cohere2ForCausalLM, gguf.MODEL_ARCH.COHERE2),
     "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
     "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM, gguf.MODEL_ARCH.GPT_OSS),
     "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        transformers.GraniteMoeHybridForCausalLM,
+        gguf.MODEL_ARCH.GRANITE_HYBRID,
+    ),
+    "falcon_h1": (transformers.FalconH1Config, transformers.FalconH1ForCausalLM, gguf.MODEL_ARCH.FALCON_H1),
+    "nemotron_h": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM, gguf.MODEL_ARCH.NEMOTRON_H),
     "hunyuan_v1_dense": (
         transformers.HunYuanDenseV1Config,
         transformers.HunYuanDenseV1ForCausalLM,
@@ -103,14 +111,32 @@ ARCHS = {
     "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
 }
 # Files of theirs have RoPE's pairs side by side.
-NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
+NEIGHBOURS = ("arcee", "granite", "granitehybrid", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
 REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-PLAIN = ("_norm.", "mlp.gate.", "mlp.router.", "moe.router.", "conv1d", "conv.conv.")  # matrices that stay floats
+MAMBA = ("granitemoehybrid", "falcon_h1", "nemotron_h")
+PLAIN = (
+    "_norm.",
+    ".D",
+    "A_log",
+    "norm.weight",
+    "router.proj",
+    "mlp.gate.",
+    "mlp.router.",
+    "moe.router.",
+    "conv1d",
+    "conv.conv.",
+)  # matrices that stay floats
+GEMMA4_SCALES = {
+    "layer_scalar": "layer_output_scale.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+}
 KNOWN_AS = {  # to gguf-py
     "attn_sub_norm": "inner_attn_ln",
     "ffn_sub_norm": "ffn_layernorm",
     "dt_bias": "dt_proj.bias",
     "self_attn.sinks": "self_attn.sinks.weight",
+    "shared_mlp.output_linear": "mlp.down_proj",
     "moe.router.weight": "moe.router.layer.weight",
 }
 Model = transformers.PreTrainedModel
@@ -160,8 +186,10 @@ def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
     made, architecture, _ = ARCHS[arch]
     model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
-    if arch in REMEMBERING:
+    if arch in (*REMEMBERING, *MAMBA):
         remembering(model)
+    if arch == "gemma4_text":
+        scaled(model)
     return model
 
 
@@ -207,6 +235,17 @@ def write(
                 _write_experts(writer, rng, f"{layer}.ffn_{part}_exps.weight", some, types[turn % len(types)])
                 turn += 1
             continue
+        if tensor.endswith(tuple(GEMMA4_SCALES)):
+            ending = next(ending for ending in GEMMA4_SCALES if tensor.endswith(ending))
+            writer.add_tensor(f"blk.{tensor.split('.')[2]}.{GEMMA4_SCALES[ending]}", values.numpy())
+            continue
+        if "shared_mlp.input_linear" in tensor:
+            for part, some in zip(("gate", "up"), values.chunk(2), strict=True):
+                type, turn = types[turn % len(types)], turn + 1
+                data, read = blocks(rng, some.numpy(), type)
+                writer.add_tensor(f"blk.{tensor.split('.')[2]}.ffn_{part}.weight", data, raw_dtype=Type[type])
+                some.copy_(torch.from_numpy(read))
+            continue
         if newer and "kv_b_proj" in tensor:
             layer, heads = (
                 f"blk.{tensor.split('.')[2]}",
@@ -232,7 +271,7 @@ def write(
         if stored.ndim == 2 and not any(part in tensor for part in PLAIN):
             type, turn = types[turn % len(types)], turn + 1
         data, read = blocks(rng, stored, type)
-        known_as = tensor
+        known_as = tensor.replace("model.", "backbone.") if config.model_type == "nemotron_h" else tensor
         for ours, theirs in KNOWN_AS.items():
             known_as = known_as.replace(ours, theirs)
         new = names.get_name(known_as, try_suffixes=(".weight", ".bias"))
@@ -316,35 +355,60 @@ def _write_experts(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str,
 
 
 def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, newer: bool = False) -> None:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    local = config.per_layer_config["sliding_attention"] if config.model_type == "gemma4_text" else config
+    head_dim = getattr(local, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    if hasattr(config, "intermediate_size"):
+    if hasattr(config, "intermediate_size") and config.model_type not in ("gemma4_text", "nemotron_h"):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     if config.model_type == "deepseek_v2":
         _latent(writer, config, newer)
-    else:
+    elif config.model_type != "gemma4_text":
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
-        names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
+        names = ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
     if config.model_type == "lfm2":
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_shortconv_l_cache(config.conv_L_cache)
         kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
         writer.add_head_count_kv(kv)
+    elif config.model_type in ("granitemoehybrid", "nemotron_h"):
+        writer.add_head_count_kv(
+            [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
+        )
+        writer.add_rope_scaling_finetuned(getattr(config, "position_embedding_type", None) == "rope")
+    elif config.model_type == "gemma4_text":
+        _gemma4(writer, config)
     elif config.model_type != "deepseek_v2":
         writer.add_head_count_kv(config.num_key_value_heads)
+    if config.model_type == "nemotron_h":
+        writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
+        writer.add_feed_forward_length([config.intermediate_size * (kind == "mlp") for kind in config.layer_types])
+    if config.model_type in MAMBA:
+        names = ("mamba_d_conv", "mamba_d_state", "mamba_n_groups", "mamba_n_heads", "mamba_d_head")
+        others = ("conv_kernel", "ssm_state_size", "n_groups", "mamba_num_heads", "mamba_head_dim")
+        names = others if config.model_type == "nemotron_h" else names
+        taps, dim, groups, heads, width = (getattr(config, name) for name in names)
+        writer.add_ssm_conv_kernel(taps)
+        writer.add_ssm_state_size(dim)
+        writer.add_ssm_group_count(groups)
+        writer.add_ssm_time_step_rank(heads)
+        writer.add_ssm_inner_size(heads * width)
     if config.model_type == "stablelm":
         writer.add_parallel_residual(config.use_parallel_residual)
-    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    said = getattr(config, "rope_parameters", None) or {"rope_theta": 1e4}  # if it turns anything
+    rope = said.get("full_attention", said)
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
+    if config.model_type == "gemma4_text":
+        writer.add_rope_dimension_count(config.per_layer_config["full_attention"].head_dim)
+    else:
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
     if rope.get("rope_type") == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
@@ -362,9 +426,10 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
-    if count := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+    count = getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0)
+    if count and config.model_type != "nemotron_h":
         writer.add_expert_count(count)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_used_count(getattr(config, "top_k_experts", None) or config.num_experts_per_tok)
         if config.model_type not in ("mixtral", "olmoe", "granitemoe"):
             width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
             writer.add_expert_feed_forward_length(width)
@@ -379,6 +444,29 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
             writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     writer.add_vocab_size(config.vocab_size)
+
+
+def _gemma4(writer: gguf.GGUFWriter, config: Any) -> None:
+    """What files say of Gemma 4's layers."""
+    windows = [kind == "sliding_attention" for kind in config.layer_types]
+    near, own = (config.per_layer_config[kind] for kind in ("sliding_attention", "full_attention"))
+    writer.add_key_length(own.head_dim)
+    writer.add_value_length(own.head_dim)
+    writer.add_key_length_swa(near.head_dim)
+    writer.add_value_length_swa(near.head_dim)
+    writer.add_rope_dimension_count_swa(near.head_dim)
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_head_count_kv([(near if each else own).num_key_value_heads for each in windows])
+    writer.add_sliding_window_pattern(windows)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    wide = config.use_double_wide_mlp
+    widths = [1 + (wide and i >= len(windows) - config.num_kv_shared_layers) for i in range(len(windows))]
+    writer.add_feed_forward_length([config.intermediate_size * each for each in widths])
+    turning = own.head_dim // 8
+    factors = np.where(np.arange(own.head_dim // 2) < turning, 1, 1e30).astype(np.float32)
+    writer.add_tensor("rope_freqs.weight", factors)
 
 
 def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
@@ -400,9 +488,15 @@ def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
 
 def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:
     """What a file stores for a tensor of transformers, or ``back``: what transformers has for one of a file."""
-    if neighbours:
+    if name.endswith((".D", "A_log")) and config.model_type in MAMBA:
+        values = values.reshape(-1) if back else values[:, None]
+    if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
+        groups = getattr(config, "mamba_n_groups", None) or config.n_groups
+        return values.reshape(-1) if back else values.reshape(groups, -1)
+    if neighbours and "mamba." not in name:
         return permuted(name, values, config, back)
     from_one = config.model_type.startswith(("gemma", "nemotron", *REMEMBERING)) and "linear_attn" not in name
+    from_one = from_one and config.model_type not in ("gemma4_text", "nemotron_h")
     if from_one and name.endswith("norm.weight"):
         return values - 1 if back else values + 1
     if name.endswith("A_log"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutra.runtime import formats, ops
-from lutra.runtime.cache import KV_TYPES
+from lutra.runtime.cache import KV_TYPES, position_bytes
 from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes
 from lutra.tools.quantizers import rtn, ternary
 
@@ -81,7 +81,7 @@ class Case:
     @property
     def recurrent(self) -> bool:
         """Whether the op remembers what it was given; its last output is then what it remembers."""
-        return "at" in self.attrs
+        return "at" in self.attrs and "kv_heads" not in self.attrs
 
     def row(self, r: int) -> Case:
         """The same call with one of its rows alone."""
@@ -661,12 +661,20 @@ def stored(kv_type: str, x: np.ndarray) -> np.ndarray:
 HEADS = [(1, 1, 8), (4, 2, 48), (6, 3, 100), (20, 5, 128), (9, 3, 17), (3, 1, 2), (40, 1, 32), (2, 1, 300), (7, 1, 64)]
 
 
+LAYERS = [(3, 34), (1, 100), (2, 16)]  # kv heads and head_dim of layers before
+
+
+def place(rng: Rng, kv_type: str) -> int:
+    """Behind some of these."""
+    return position_bytes(kv_type, LAYERS[: rng.integers(len(LAYERS) + 1)])
+
+
 @register("kv_append", KV_TYPES)
 def kv_append(rng: Rng, kv_type: str) -> Iterator[Case]:
     def case(label: str, k: np.ndarray, v: np.ndarray, kv_heads: int, pos: int) -> Case:
         head_dim = k.shape[1] // kv_heads
         old = [stored(kv_type, normal(rng, pos, kv_heads, head_dim)) for _ in "kv"]
-        attrs = {"layer": int(rng.integers(3)), "kv_heads": kv_heads, "head_dim": head_dim}
+        attrs = {"at": place(rng, kv_type), "kv_heads": kv_heads, "head_dim": head_dim}
         return Case(label, ops.kv_append, (Rows(k), Rows(v), Session(kv_type, pos, 1, *old)), attrs)
 
     for _, kv_heads, head_dim in HEADS:
@@ -694,7 +702,7 @@ def attention(rng: Rng, kv_type: str) -> Iterator[Case]:
         size = {"mild": 1.0, "sharp": 6.0, "equal": 0.0}[kind]
         q = normal(rng, n, heads * head_dim) * f32(size)
         keys, values = (stored(kv_type, normal(rng, pos + n, kv_heads, head_dim)) for _ in "kv")
-        attrs = {"layer": int(rng.integers(3)), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        attrs = {"at": place(rng, kv_type), "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         attrs["scale"] = head_dim**-0.5
         attrs["window"] = (0, 1, 5, 64, 0, 70, 255)[i % 7]
         attrs["cap"] = (0.0, 0.0, 0.0, 2.5)[i % 4]
@@ -764,19 +772,20 @@ def short_conv(rng: Rng) -> Iterator[Case]:
     sizes = [(1, 4), (15, 1), (16, 2), (17, 3), (100, 4), (256, 4), (257, 4), (600, 5), (1000, 4)]
     for (n, pos), (cols, taps), kind in zip(PLACES, sizes, cycle(KINDS), strict=False):
         x, weight = KINDS[kind](rng, n, cols), normal(rng, taps, cols)
+        bias = [] if cols % 2 else [normal(rng, cols)]
         before = KINDS[kind](rng, taps - 1, cols) if pos else np.zeros((taps - 1, cols), f32)
         rows = np.concatenate([before, x]).astype(float)
         terms = np.stack([rows[i : i + n] * weight[i] for i in range(taps)])
         # A rounding for every tap, of which silu makes little more; then its own, as in silu_mul.
-        lost = (taps + 1) * (EPS * np.abs(terms).sum(axis=0) + TINY)
-        total = terms.sum(axis=0)
+        lost = (taps + 2) * (EPS * (np.abs(terms).sum(axis=0) + sum(map(np.abs, bias))) + TINY)
+        total = terms.sum(axis=0) + sum(bias)
         silu = cols % 3 != 1
         y = total / (1 + np.exp(-np.maximum(total, -700))) if silu else total
         bound = 1.1 * lost + 8 * EPS * np.abs(y) + 6.1e-39 * np.abs(total) + 2 * TINY
         session = Session(pos=pos, memory=before.ravel() if pos else None)
         attrs = {"at": int(rng.integers(0, 40)), "taps": taps, "silu": silu}
         bounds = bound, np.zeros((taps - 1) * cols)
-        yield Case(f"{kind} {n} x {cols} at {pos}", ops.short_conv, (Rows(x), weight, session), attrs, bounds)
+        yield Case(f"{kind} {n} x {cols} at {pos}", ops.short_conv, (Rows(x), weight, session, *bias), attrs, bounds)
 
 
 @register("delta_rule")
@@ -797,6 +806,53 @@ def delta_rule(rng: Rng) -> Iterator[Case]:
         session = Session(pos=pos, memory=None if memory is None else delta_floats(memory))
         label = f"{n} x {heads}/{k_heads} x {dim} x {width} at {pos}"
         yield Case(label, ops.delta_rule, (*rows, session), attrs, bounds)
+
+
+@register("softplus")
+def softplus(rng: Rng) -> Iterator[Case]:
+    for i, (kind, n, cols) in enumerate(grids(rng)):
+        x, attrs = KINDS[kind](rng, n, cols), {"least": (0.0, 0.1)[i % 2], "most": (np.inf, 1.5)[i // 2 % 2]}
+        y = np.logaddexp(0, x.astype(float)).clip(*attrs.values())
+        yield Case(f"{kind} {n} x {cols}", ops.softplus, (Rows(x),), attrs, bound=2 * EPS * y + TINY)
+
+
+@register("state_space")
+def state_space(rng: Rng) -> Iterator[Case]:
+    # groups, heads, columns of b and c, of x
+    sizes = [(1, 1, 1, 1), (1, 2, 5, 16), (2, 4, 16, 24), (2, 2, 17, 33), (3, 6, 20, 7), (2, 6, 64, 48),
+             (4, 8, 32, 32), (1, 3, 128, 64), (2, 4, 100, 17)]  # fmt: skip
+    for (n, pos), (groups, heads, dim, width) in zip(PLACES, sizes, strict=True):
+        x = normal(rng, n, heads, width) * f32(10.0 ** rng.integers(-3, 4))
+        b, c = (normal(rng, n, groups, dim) for _ in "bc")
+        dt, rate, skip = np.exp(normal(rng, n, heads)), np.exp(2 * normal(rng, heads)), normal(rng, heads)
+        dt[rng.random((n, heads)) < 0.1] = 0
+        memory = normal(rng, heads, dim, width) if pos else None
+        rows = tuple(Rows(each.reshape(n, -1)) for each in (x, b, c, dt))
+        session = Session(pos=pos, memory=None if memory is None else delta_floats(memory))
+        attrs = {"at": int(rng.integers(0, 40)), "groups": groups}
+        label = f"{n} x {heads}/{groups} x {dim} x {width} at {pos}"
+        args = (*rows, rate, skip, session)
+        yield Case(label, ops.state_space, args, attrs, state_space_bound(x, b, c, dt, rate, skip, memory))
+
+
+def state_space_bound(
+    x: np.ndarray, b: np.ndarray, c: np.ndarray, dt: np.ndarray, rate: np.ndarray, skip: np.ndarray, S: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far results and memory may be off: a step rounds what is shrunk, by e^x of a rounded x, and what is brought,
+    and adds both; a result is a sum over dim / 4 terms, and three more."""
+    n, heads, width = x.shape
+    x, b, c, dt, rate, skip = (np.abs(each.astype(float)) for each in (x, b, c, dt, rate, skip))
+    b, c = (each.repeat(heads // each.shape[1], axis=1) for each in (b, c))
+    S = np.zeros((heads, b.shape[2], width)) if S is None else np.abs(S.astype(float))
+    lost, bound = np.zeros_like(S), np.empty((n, heads, width))
+    for t in range(n):
+        shrunk = np.exp(-rate * dt[t])[:, None, None]
+        brought = b[t, :, :, None] * (dt[t, :, None] * x[t])[:, None]
+        lost = shrunk * lost + EPS * ((8 + 2 * (rate * dt[t])[:, None, None]) * shrunk * S + 3 * brought) + TINY
+        S = S * shrunk + brought
+        bound[t] = np.einsum("hk,hkv->hv", c[t], lost + (S.shape[1] / 4 + 5) * EPS * S) + TINY * S.shape[1]
+        bound[t] += 3 * EPS * skip[:, None] * x[t] + TINY
+    return bound.reshape(n, -1), delta_floats(lost + 3 * EPS * S)
 
 
 def delta_floats(S: np.ndarray) -> np.ndarray:
@@ -895,24 +951,27 @@ def as_numpy(case: Case, floats: np.ndarray) -> np.ndarray:
     shapes = [a.array.shape[1] for a in case.args if isinstance(a, Rows)]
     if case.op is ops.short_conv:
         return floats.reshape(-1, shapes[0])
-    heads, dim = shapes[3], shapes[0] // case.attrs["k_heads"]
+    heads, keys, values = shapes[3], shapes[0], shapes[2]
+    if case.op is ops.state_space:
+        keys, values = shapes[1], shapes[0]
+    dim = keys // case.attrs["groups" if case.op is ops.state_space else "k_heads"]
     blocks = floats.reshape(heads, -1, dim, 16).transpose(0, 2, 1, 3)
-    return blocks.reshape(heads, dim, -1)[:, :, : shapes[2] // heads]
+    return blocks.reshape(heads, dim, -1)[:, :, : values // heads]
 
 
 def numpy_outputs(case: Case) -> list[np.ndarray]:
     """The outputs of the case by the numpy op; for one that writes the cache, the keys and values it then holds."""
     s, state = case.session, ops.State(case.session.kv_type)
     state.pos, state.n_outputs = s.pos, s.n_outputs
-    layer = case.attrs.get("layer", 0)
+    at = case.attrs.get("at", 0)
     if s.keys is not None:
-        state.kv[layer] = (s.keys, s.values)
+        state.kv[at] = (s.keys, s.values)
     if s.memory is not None:
         state.memory[case.attrs["at"]] = as_numpy(case, s.memory)
     args = [state if isinstance(a, Session) else a for a in case.args]
     result = reference(case.op, *args, wide=case.wide and case.bound is not None, **case.attrs)
     if result is None:
-        return list(state.kv[layer])
+        return list(state.kv[at])
     if case.recurrent:
         memory = state.memory[case.attrs["at"]]
         return [result, delta_floats(memory) if memory.ndim == 3 else memory.ravel()]

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from lutra.runtime.cache import KV_TYPES, Cache
+from lutra.runtime.cache import KV_TYPES, Cache, position_bytes
 
 
 @pytest.mark.parametrize("head_dim", [2, 16, 48, 64, 100, 128])
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_read_gives_what_was_written(kv_type, head_dim):
-    rng = np.random.default_rng(0)
-    cache = Cache(kv_type, 2, 6, 3, head_dim, 45)
-    rows = rng.integers(0, 256, (2, 2, 3, 45, cache.type.row_bytes(head_dim)), dtype=np.uint8)
+    rng, shapes = np.random.default_rng(0), [(3, head_dim), (1, 34), (3, head_dim)]
+    cache = Cache(kv_type, shapes, 6, 45)
+    rows = rng.integers(0, 256, (45, position_bytes(kv_type, shapes)), dtype=np.uint8)
     cache.write(rows)
     for n in (45, 33, 32, 16, 1, 0):
-        np.testing.assert_array_equal(cache.read(n), rows[:, :, :, :n])
-    cache.write(rows[:, :, :, 1:18])
-    np.testing.assert_array_equal(cache.read(45)[:, :, :, 17:], rows[:, :, :, 17:])
-    np.testing.assert_array_equal(cache.read(17), rows[:, :, :, 1:18])
+        np.testing.assert_array_equal(cache.read(n), rows[:n])
+    cache.write(rows[1:18])
+    np.testing.assert_array_equal(cache.read(45)[17:], rows[17:])
+    np.testing.assert_array_equal(cache.read(17), rows[1:18])
 
 
 @pytest.mark.parametrize("head_dim", [2, 17, 64, 100])

@@ -21,13 +21,12 @@ from kernel_cases import Case, Rows, Session
 
 from lutra import native
 from lutra.runtime import ops
-from lutra.runtime.cache import SPLIT_ROWS, Cache
+from lutra.runtime.cache import SPLIT_ROWS, Cache, position_bytes
 from lutra.runtime.errors import CancelledError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import Packed
 
 KERNELS = native.kernels()
 OPS = sorted({name.rpartition("_")[0] for name in KERNELS})
-LAYERS = 3  # of the cache in these tests
 MEASURES = ("stream", "peak")  # ops of the benchmarks: not on rows
 
 
@@ -115,13 +114,16 @@ class Call:
         if s.keys is None:
             return None
         n_known, kv_heads, head_dim = s.keys.shape
-        cache = Cache(s.kv_type, LAYERS, self.case.attrs.get("heads", kv_heads), kv_heads, head_dim, self.n_ctx)
+        heads, at = self.case.attrs.get("heads", kv_heads), self.case.attrs["at"]
+        some = (kernel_cases.LAYERS[:n] for n in range(len(kernel_cases.LAYERS) + 1))
+        before = next(shapes for shapes in some if position_bytes(s.kv_type, shapes) == at)
+        cache = Cache(s.kv_type, [*before, (kv_heads, head_dim), (1, 18)], heads, self.n_ctx)
+        self.own = np.s_[at : at + position_bytes(s.kv_type, [(kv_heads, head_dim)])]
         cache.memory.fill(0xFF)
-        self.counts = cache.work[: SPLIT_ROWS * kv_heads]
+        self.counts = cache.work[: SPLIT_ROWS * heads]
         cache.work[len(self.counts) :] = np.nan
         known = cache.read(n_known)
-        for i, x in enumerate((s.keys, s.values)):
-            known[self.case.attrs["layer"], i] = cache.type.encode(x).transpose(1, 0, 2)
+        known[:, self.own] = np.stack([cache.type.encode(x) for x in (s.keys, s.values)], 1).reshape(n_known, -1)
         cache.write(known)
         self.cache_before = cache.read(self.n_ctx)
         return cache
@@ -158,16 +160,16 @@ class Call:
             return [*(x.array.copy() for x in self.outs), self.checked_memory()]
         if self.cache is None:
             return [x.array.copy() for x in self.outs]
-        cache, layer, pos = self.cache.read(self.n_ctx), self.case.attrs["layer"], self.case.session.pos
-        written = cache[layer].copy()
+        cache, pos = self.cache.read(self.n_ctx), self.case.session.pos
+        written = cache[: pos + self.case.rows, self.own].copy()
         if self.writes_cache:
-            here = np.s_[layer, :, :, pos : pos + self.case.rows]
+            here = np.s_[pos : pos + self.case.rows, self.own]
             cache[here] = self.cache_before[here]
         assert cache.tobytes() == self.cache_before.tobytes(), "the cache was written to elsewhere"
         assert not self.counts.any(), "the next step would begin with spans that count as done"
         if not self.writes_cache:
             return [x.array.copy() for x in self.outs]
-        rows = written[:, :, : pos + self.case.rows].transpose(0, 2, 1, 3)
+        rows = written.reshape(len(written), 2, self.case.attrs["kv_heads"], -1).swapaxes(0, 1)
         return list(self.cache.type.decode(rows, self.case.attrs["head_dim"]))
 
     def checked_memory(self) -> np.ndarray:

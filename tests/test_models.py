@@ -44,6 +44,14 @@ def test_a_token_gets_the_same_bits_alone_and_in_a_batch(arch, format, kv_type):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.__name__)
+def test_one_row_of_logits_is_the_last_of_all(arch):
+    with tiny.model(arch) as m:
+        session, expected = m.session(), m.session().logits(IDS)
+        np.testing.assert_array_equal(session.feed(IDS[:9]), expected[8])
+        np.testing.assert_array_equal(session.feed(IDS[9:]), expected[12])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.__name__)
 def test_threads_and_cpu_levels_do_not_change_a_bit(arch):
     with tiny.model(arch, threads=1) as m:
         expected = m.session().logits(IDS)
@@ -79,9 +87,9 @@ def test_unknown_architecture_is_refused_by_name():
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: a.__name__)
 def test_every_weight_must_have_the_shape_the_configuration_says(arch):
     with tiny.model(arch) as m:
-        last = next(role for role in ("layers.1.down", "layers.1.experts_down") if role in m.weights)
+        last = next(role for role in m.weights if role.endswith(("down", "mixer_out")))
         norm = next(role for role in ("layers.0.attn_norm", "layers.0.attn_out_norm") if role in m.weights)
-        first = next(role for role in ("layers.1.qkv", "layers.1.kv_a") if role in m.weights)
+        first = next(role for role in m.weights if role.endswith(("qkv", "kv_a")))
         for role in {"embed", first, norm, last}:
             wrong = m.weights[role]
             if isinstance(wrong, Packed):
@@ -264,6 +272,37 @@ def _recipes():
         ),
         "gemma3-with-images": lambda f: c.gemma_with_images(f),
         "gemma3-as-4": lambda f: c.gemma_of_transformers_4(f),
+        "gemma4": lambda f: c.gemma4(f),
+        "gemma4-mixture": lambda f: c.gemma4(
+            f,
+            num_kv_shared_layers=0,
+            hidden_size_per_layer_input=0,
+            attention_k_eq_v=True,
+            num_global_key_value_heads=1,
+            enable_moe_block=True,
+            num_experts=7,
+            top_k_experts=3,
+            moe_intermediate_size=40,
+            final_logit_softcapping=0.5,
+        ),
+        "gemma4-untied-bf16": lambda f: c.gemma4(
+            f,
+            dtype=torch.bfloat16,
+            layer_types=None,
+            num_hidden_layers=8,
+            num_kv_shared_layers=1,
+            use_double_wide_mlp=True,
+            num_key_value_heads=1,
+            tie_word_embeddings=False,
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        ),
+        "gemma4-unified": lambda f: c.gemma4(
+            f, "Gemma4Unified", attention_k_eq_v=True, num_global_key_value_heads=1, global_head_dim=40
+        ),
+        "gemma4-with-images": lambda f: c.gemma4_with_images(f),
         "qwen2-vl": lambda f: c.with_images(f, "Qwen2VL", flat=True),
         "qwen3-vl": lambda f: c.with_images(f, "Qwen3VL"),
         "smolvlm": lambda f: c.with_images(f, "SmolVLM"),
@@ -412,6 +451,38 @@ def _recipes():
         "granite-moe-tied-bf16": lambda f: c.dense(
             f, "GraniteMoe", torch.bfloat16, **c.GRANITE | dict(num_experts_per_tok=1, tie_word_embeddings=True)
         ),
+        "granite4": lambda f: c.with_mamba(f, "GraniteMoeHybrid", **c.GRANITE4),
+        "granite4-mixture-bf16": lambda f: c.with_mamba(
+            f,
+            "GraniteMoeHybrid",
+            torch.bfloat16,
+            **c.GRANITE4
+            | dict(num_local_experts=6, num_experts_per_tok=3, position_embedding_type="rope", mamba_n_groups=1),
+            tie_word_embeddings=True,
+            mamba_d_conv=3,
+            mamba_proj_bias=True,
+            time_step_limit=[0.3, 0.9],
+        ),
+        "falcon-h1": lambda f: c.with_mamba(f, "FalconH1", **c.FALCON),
+        "falcon-h1-normed-bf16": lambda f: c.with_mamba(
+            f,
+            "FalconH1",
+            torch.bfloat16,
+            **c.FALCON,
+            mamba_rms_norm=True,
+            mamba_conv_bias=False,
+            projectors_bias=True,
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=True,
+        ),
+        "falcon-h1-gated": lambda f: c.with_mamba(
+            f, "FalconH1", **c.FALCON, mamba_rms_norm=True, mamba_norm_before_gate=False
+        ),
+        "nemotron-h": lambda f: c.with_mamba(f, "NemotronH", **c.NEMOTRON),
+        "nemotron-h-bias-bf16": lambda f: c.with_mamba(
+            f, "NemotronH", torch.bfloat16, **c.NEMOTRON | dict(n_groups=1), use_bias=True, mlp_bias=True
+        ),
         "lfm2": lambda f: c.dense(
             f, "Lfm2", initializer_range=0.1, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"]
         ),
@@ -459,6 +530,7 @@ NAMES = [
     *["yarn-rope", "qwen2", "qwen2-tied-bf16", "qwen3", "qwen3-bias", "mistral", "mistral-window"],
     *["qwen2-window", "phi3-window", "gemma2", "gemma2-bf16", "gemma2-uncapped"],
     *["gemma3", "gemma3-untied", "gemma3-as-4", "gemma3-with-images", "qwen3-moe", "qwen3-moe-mixed-bf16"],
+    *["gemma4", "gemma4-mixture", "gemma4-untied-bf16", "gemma4-unified", "gemma4-with-images"],
     *["olmoe", "opt", "opt-350m", "opt-untied", "qwen2-vl", "qwen3-vl", "smolvlm"],
     *["llama-said-to-be-tied", "llama-wrapped", "llama-body"],
     *["qwen3.5", "qwen3.5-tied-bf16", "qwen3.5-wide", "qwen3.5-with-images"],
@@ -468,6 +540,8 @@ NAMES = [
     *["cohere", "cohere-norms-bf16", "cohere2", "cohere2-listed", "arcee", "arcee-bias-bf16"],
     *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
     *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
+    *["granite4", "granite4-mixture-bf16", "falcon-h1", "falcon-h1-normed-bf16", "falcon-h1-gated"],
+    *["nemotron-h", "nemotron-h-bias-bf16"],
     *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen2.5-vl", "qwen2.5-vl-flat"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
@@ -499,11 +573,15 @@ GREEDY = [
     "olmo3",
     "gemma2",
     "gemma3",
+    "gemma4",
     "qwen3-moe",
     "opt",
     "opt-350m",
     "gpt-oss",
     "qwen3-next",
+    "granite4",
+    "falcon-h1",
+    "nemotron-h",
     "lfm2",
     "deepseek-v2",
     "qwen3.5",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lutra.models import lfm2, qwen3_5_text
+from lutra.models import falcon_h1, granitemoehybrid, lfm2, nemotron_h, qwen3_5_text
 from lutra.runtime.cache import MOMENTS, Memory, memory_bytes
 from lutra.runtime.errors import CancelledError, CorruptModelError
 from lutra.runtime.generate import generate
@@ -14,7 +14,16 @@ from lutra.runtime.session import LAST_ROWS
 IDS = [(7 * i + i * i) % 128 for i in range(60)]
 
 
-@pytest.fixture(scope="module", params=[qwen3_5_text, lfm2], ids=["qwen3.5", "lfm2"])
+ARCHS = {
+    qwen3_5_text: "qwen3.5",
+    lfm2: "lfm2",
+    granitemoehybrid: "granite4",
+    falcon_h1: "falcon-h1",
+    nemotron_h: "nemotron-h",
+}
+
+
+@pytest.fixture(scope="module", params=ARCHS, ids=ARCHS.values())
 def model(request):
     with tiny.model(request.param, threads=2) as m:
         yield m
@@ -41,10 +50,11 @@ def test_memory_is_of_the_same_size_for_all_contexts(model):
     floats = model.config.recurrent_floats
     for n_ctx in (8, 64):
         assert model.session(n_ctx)._memory.size == floats
-    # A short convolution, and a matrix of each head; a shorter one.
-    layer = {qwen3_5_text: 3 * (2 * 2 * 18 + 4 * 24) + 4 * 18 * 32, lfm2: 2 * 64}[model.arch]
+    # A short convolution, and a matrix of each head; a shorter one; Mamba 2's.
+    mamba = 3 * (8 * 16 + 2 * 2 * 18) + 8 * 18 * 16
+    layer = {qwen3_5_text: 3 * (2 * 2 * 18 + 4 * 24) + 4 * 18 * 32, lfm2: 2 * 64}.get(model.arch, mamba)
     assert floats == 2 * layer
-    assert model.session(8)._cache.memory.shape[0] == 1  # of three layers, one attends
+    assert len(model.config.kv_shapes) == (2 if model.arch is falcon_h1 else 1)  # of others' layers, one attends
 
 
 @pytest.mark.parametrize(

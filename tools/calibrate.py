@@ -95,7 +95,7 @@ def calibrate(
 
     def one(text: Sequence[int]) -> None:
         with suppress(_Finished):
-            arch.forward(config, model, np.array(text, np.int32)[:, None], _Forgetful())
+            arch.forward(config, model, np.array(text, np.int32)[:, None], _Forgetful(config))
 
     crew.run([lambda text=text: one(text) for text in texts])  # type: ignore[misc]
     if missed := wanted.keys() - met:
@@ -211,11 +211,12 @@ class _Turn:
 
 
 class _Forgetful(State):
-    """A session that keeps what the layer at work has stored only: nothing of the texts is fed later."""
+    """A session that keeps what the layer at work has stored only, unless later ones see it: no text is fed later."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.kv = _Latest()
+        if not config.kv_shared:
+            self.kv = _Latest()
         self.memory = _Latest()
 
 

@@ -229,7 +229,7 @@ def _about(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _memory(config: Any, nbytes: int, n_ctx: int | None, kv_type: str) -> Memory:
     n_ctx = config.n_ctx if n_ctx is None else n_ctx
-    cache = n_ctx * position_bytes(kv_type, config.kv_layers, config.kv_heads, config.head_dim)
+    cache = n_ctx * position_bytes(kv_type, config.kv_shapes)
     cache += memory_bytes(config.recurrent_floats)
     return Memory(n_ctx, kv_type, nbytes, cache, memory.available())
 

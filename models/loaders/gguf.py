@@ -298,6 +298,7 @@ class GGUFFile:
         for name, shape, type_, offset in rows:
             begin = start + offset
             shape = (1, *shape) if name.endswith(gguf_names.SINGLE_ROW) and len(shape) == 1 else shape
+            shape = (prod(shape),) if name.endswith(gguf_names.FLAT) else shape
             yield Tensor(self._file, name, shape, type_, begin, ends.get(begin, begin) - begin)
 
 

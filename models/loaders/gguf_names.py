@@ -26,6 +26,9 @@ WHOLE = {
     "token_embd_norm": "model.embedding_norm",  # of LFM2, and its last one
     "output_norm": "model.norm",
     "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -52,6 +55,7 @@ LAYER = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+FLAT = (".ssm_a", ".ssm_d", ".ssm_norm.weight")  # vectors that files have as matrices
 APART = (".attn_k_b.weight", ".attn_v_b.weight")  # which make one matrix
 SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 
@@ -60,18 +64,37 @@ SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 class Arch:
     """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names.
 
-    layer: by the stem of a layer's tensor, or by all of its name.
+    layer: by the stem of a layer's tensor, or by all of its name. whole: of tensors of no layer. layers: how names of
+    layers' begin.
     """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     layer: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+    layers: str = "model.layers"
 
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
 RELU2 = {"hidden_act": "relu2"}  # which files do not say
 POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
+GEMMA4 = GEMMA | {
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_gate_exps": "experts.{}.gate_proj",
+    "ffn_up_exps": "experts.{}.up_proj",
+    "ffn_gate_up_exps": "experts.{}.gate_up_proj",
+    "ffn_down_exps": "experts.{}.down_proj",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "layer_output_scale.weight": "layer_scalar",
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
 MOE = "block_sparse_moe"
 QWEN35 = {
     "post_attention_norm": "post_attention_layernorm",
@@ -88,6 +111,42 @@ QWEN35 = {
 QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_as_logarithms": False}
 QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
 QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
+RATES = {"rates_as_logarithms": False}  # of Mamba 2's heads: they are as they are, and below 0
+
+
+def _mamba(stem: str) -> dict[str, str]:
+    """A layer of Mamba 2's."""
+    return {
+        "ssm_in": f"{stem}.in_proj",
+        "ssm_conv1d": f"{stem}.conv1d",
+        "ssm_dt.bias": f"{stem}.dt_bias",
+        "ssm_a": f"{stem}.A_log",
+        "ssm_d": f"{stem}.D",
+        "ssm_norm": f"{stem}.norm",
+        "ssm_out": f"{stem}.out_proj",
+    }
+
+
+GRANITE4 = _mamba("mamba") | {
+    "ffn_gate": "shared_mlp.gate_proj",
+    "ffn_up": "shared_mlp.up_proj",
+    "ffn_down": "shared_mlp.output_linear",
+    "ffn_gate_shexp": "shared_mlp.gate_proj",
+    "ffn_up_shexp": "shared_mlp.up_proj",
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
+FALCON_H1 = _mamba("mamba") | {
+    "ffn_norm": "pre_ff_layernorm.weight",  # as its converter names it
+    "ffn_norm.weight": "pre_ff_layernorm.weight",
+    **{f"ffn_{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")},
+}
+NEMOTRON_H = _mamba("mixer") | {
+    "attn_norm": "norm",
+    **{f"attn_{x}": f"mixer.{x}_proj" for x in "qkv"},
+    "attn_output": "mixer.o_proj",
+    "ffn_up": "mixer.up_proj",
+    "ffn_down": "mixer.down_proj",
+}
 SHARED = "mlp.shared_experts"
 DEEPSEEK2 = {
     "attn_q_a": "self_attn.q_a_proj",
@@ -116,6 +175,7 @@ ARCHS = {
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
     "gemma2": Arch("gemma2", {"norm_offset": 0}, GEMMA),
     "gemma3": Arch("gemma3_text", {"norm_offset": 0}, GEMMA),
+    "gemma4": Arch("gemma4_text", {"norm_offset": 0}, GEMMA4),
     "command-r": Arch("cohere"),
     "cohere2": Arch("cohere2"),
     "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
@@ -148,6 +208,27 @@ ARCHS = {
             "ffn_up_exps": f"{MOE}.experts.{{}}.up_proj",
             "ffn_down_exps": f"{MOE}.experts.{{}}.down_proj",
         },
+    ),
+    "granitehybrid": Arch(
+        "granitemoehybrid",
+        NEIGHBOURS | RATES | {"shared_mlp_joined": False},
+        GRANITE4
+        | {
+            "ffn_gate_inp": f"{MOE}.router.layer",
+            "ffn_gate_exps": f"{MOE}.experts.{{}}.gate_proj",
+            "ffn_up_exps": f"{MOE}.experts.{{}}.up_proj",
+            "ffn_down_exps": f"{MOE}.experts.{{}}.down_proj",
+        },
+    ),
+    "falcon-h1": Arch(
+        "falcon_h1", RATES | {"mamba_norm_before_gate": False}, FALCON_H1, {"output_norm": "model.final_layernorm"}
+    ),
+    "nemotron_h": Arch(
+        "nemotron_h",
+        RATES | {"time_step_min": 0.0},
+        NEMOTRON_H,
+        {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"},
+        "backbone.layers",
     ),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
@@ -222,6 +303,7 @@ GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
+    "gemma4": {"expert_count", "final_logit_softcapping"},
     "deepseek2": {"expert_count", "expert_shared_count", "expert_weights_scale"},
     "command-r": {"logit_scale"},
     "cohere2": {"logit_scale"},
@@ -229,6 +311,7 @@ HANDLED = {
     "gpt-oss": {"expert_count"},
     "granite": GRANITE,
     "granitemoe": GRANITE | {"expert_count"},
+    "granitehybrid": GRANITE | {"expert_count"},
     "stablelm": {"use_parallel_residual"},
     "olmoe": {"expert_count"},
     "qwen2moe": {"expert_count"},
@@ -335,15 +418,15 @@ def _names(arch: Arch, shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
         stem, _, kind = name.rpartition(".")
         whole = re.fullmatch(r"blk\.(\d{1,4})\.([\w.]+)", name)
         layer = re.fullmatch(r"blk\.(\d{1,4})\.(\w+)", stem)
-        if kind == "scale" and f"{stem}.weight" in shapes:
+        if whole and whole[2] in arch.layer:
+            names[name] = f"{arch.layers}.{int(whole[1])}.{arch.layer[whole[2]]}"
+        elif kind == "scale" and f"{stem}.weight" in shapes:
             factors[f"{stem}.weight"] = name
-        elif whole and whole[2] in arch.layer:
-            names[name] = f"model.layers.{int(whole[1])}.{arch.layer[whole[2]]}"
         elif layer:
             own = arch.layer.get(layer[2]) or LAYER.get(layer[2], layer[2])
-            names[name] = f"model.layers.{int(layer[1])}.{own}.{kind}"
+            names[name] = f"{arch.layers}.{int(layer[1])}.{own}.{kind}"
         elif stem not in TABLES:
-            names[name] = f"{WHOLE.get(stem, stem)}.{kind}"
+            names[name] = f"{arch.whole.get(stem) or WHOLE.get(stem, stem)}.{kind}"
     return names, factors
 
 
@@ -354,19 +437,21 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     if value_dim != head_dim and keys.arch != "deepseek2":
         raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
     turning, layer_eps = keys.size("rope.dimension_count", head_dim), keys.get("attention.layer_norm_epsilon")
-    kinds = _convolving(keys) if keys.arch == "lfm2" else {}
+    kinds = _kinds(keys, shapes)
     kv_heads = kinds.pop("num_key_value_heads", None) or keys.size("attention.head_count_kv", heads)
+    width = kinds.pop("intermediate_size", None)
     config = {
         "model_type": arch.model_type,
         "hidden_size": hidden,
         "num_hidden_layers": keys.size("block_count") - len(_guessing(keys)),
-        "intermediate_size": keys.size("feed_forward_length", keys.get("expert_feed_forward_length")),
+        "intermediate_size": width or keys.size("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "max_position_embeddings": keys.size("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", layer_eps),
         "layer_norm_eps": layer_eps,
+        "layer_norm_epsilon": keys.get("attention.layer_norm_rms_epsilon", layer_eps),
         "use_parallel_residual": keys.get("use_parallel_residual", False),
         "vocab_size": shapes.get("token_embd.weight", (0,))[0] or keys.size("vocab_size"),
         "rope_theta": float(keys.number("rope.freq_base", 10000.0)),
@@ -383,7 +468,16 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config["hidden_act"] = activation
     if keys.get("expert_count"):
         config |= _mixture(keys, shapes, config)
-    if keys.arch in ("granite", "granitemoe"):
+    if keys.arch in MAMBA:
+        config |= _mamba_sizes(keys, MAMBA[keys.arch])
+    if keys.arch == "falcon-h1":
+        config["mamba_rms_norm"] = any("ssm_norm" in name for name in shapes)
+    if keys.arch == "granitehybrid":
+        width = keys.get("expert_shared_feed_forward_length") or config["intermediate_size"]
+        rotated = keys.get("rope.scaling.finetuned", False)
+        config |= {"shared_intermediate_size": width, "position_embedding_type": "rope" if rotated else None}
+        config.setdefault("num_local_experts", keys.get("expert_count", 0))
+    if keys.arch in ("granite", "granitemoe", "granitehybrid"):
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
@@ -424,6 +518,40 @@ def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[
     }
 
 
+MAMBA = {  # what configurations call heads of Mamba 2, their columns, groups, those of what they share, and taps
+    **dict.fromkeys(
+        ("granitehybrid", "falcon-h1"),
+        ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"),
+    ),
+    "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
+}
+
+
+def _mamba_sizes(keys: _Keys, names: tuple[str, ...]) -> dict[str, Any]:
+    heads, columns = keys.size("ssm.time_step_rank"), keys.size("ssm.inner_size")
+    if columns % heads:
+        raise CorruptModelError(f"the file says that {heads} heads have {columns} columns", "Download it again.")
+    said = [keys.size(f"ssm.{key}") for key in ("group_count", "state_size", "conv_kernel")]
+    return dict(zip(names, (heads, columns // heads, *said), strict=True))
+
+
+def _kinds(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
+    """What differs between layers."""
+    if keys.arch == "lfm2":
+        return _convolving(keys)
+    if keys.arch == "gemma4":
+        return _gemma4(keys, shapes)
+    if keys.arch not in ("granitehybrid", "nemotron_h"):
+        return {}
+    heads, widths = (keys.get(key) for key in ("attention.head_count_kv", "feed_forward_length"))
+    layers = range(keys.size("block_count"))
+    attending = [i for i in layers if f"blk.{i}.attn_q.weight" in shapes]
+    feeding = [i for i in layers if f"blk.{i}.ffn_up.weight" in shapes] if keys.arch == "nemotron_h" else []
+    kinds = ["full_attention" if i in attending else "mlp" if i in feeding else "linear_attention" for i in layers]
+    most = [int(said.max()) if isinstance(said, np.ndarray) and len(said) else said for said in (heads, widths)]
+    return {"layer_types": kinds, "num_key_value_heads": most[0] or None, "intermediate_size": most[1] or None}
+
+
 def _convolving(keys: _Keys) -> dict[str, Any]:
     """LFM2's layers: those without heads of keys convolve."""
     heads = keys.get("attention.head_count_kv")
@@ -456,6 +584,53 @@ def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     caps = {name: value for name in names if (value := keys.get(name)) is not None}
     local: dict[str, Any] = {"rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0))}
     return {"query_pre_attn_scalar": scale**-2 if scale else width, **caps, **local}
+
+
+def _gemma4(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
+    """What differs between layers: windows, heads, and how wide the feed-forwards of those are that share keys."""
+    layers, windows = keys.size("block_count"), keys.get("attention.sliding_window_pattern")
+    if not isinstance(windows, np.ndarray) or len(windows) != layers:
+        raise CorruptModelError(f"the file says {keys.arch}.attention.sliding_window_pattern is {windows!r:.80}")
+    everywhere, nearby = (
+        _each(keys, "attention.head_count_kv", ~windows),
+        _each(keys, "attention.head_count_kv", windows),
+    )
+    shared = keys.size("attention.shared_kv_layers") if keys.get("attention.shared_kv_layers") else 0
+    sharing = np.arange(layers) >= layers - shared
+    width, wide = (_each(keys, "feed_forward_length", some) for some in (~sharing, sharing))
+    if wide and width and wide not in (width, 2 * width):
+        raise UnsupportedModelError(f"lutra runs no Gemma 4 with feed-forwards of {width} and {wide}")
+    own = [i for i in range(layers - shared) if not windows[i]]
+    caps = {name: value for name in ("final_logit_softcapping",) if (value := keys.get(name)) is not None}
+    vectors = shapes.get("per_layer_token_embd.weight")
+    return {
+        "intermediate_size": width,
+        "use_double_wide_mlp": bool(wide and wide != width),
+        "head_dim": keys.size("attention.key_length_swa"),
+        "global_head_dim": keys.size("attention.key_length"),
+        "num_key_value_heads": nearby or everywhere,
+        "num_global_key_value_heads": everywhere,
+        "attention_k_eq_v": bool(own) and not any(f"blk.{i}.attn_v.weight" in shapes for i in own),
+        "num_kv_shared_layers": shared,
+        "hidden_size_per_layer_input": vectors[1] // layers if vectors else 0,
+        "vocab_size_per_layer_input": vectors[0] if vectors else 0,
+        "enable_moe_block": bool(keys.get("expert_count")),
+        "top_k_experts": keys.get("expert_used_count"),
+        "rope_local_base_freq": float(keys.number("rope.freq_base_swa", 10000.0)),
+        **caps,
+    }
+
+
+def _each(keys: _Keys, key: str, some: np.ndarray) -> int | None:
+    """The size that a key says of these layers; None: there are none."""
+    value = keys.get(key)
+    if not some.any():
+        return None
+    if not isinstance(value, np.ndarray):
+        return keys.size(key)
+    if len(value) != len(some) or (value[some] != value[some][0]).any() or not 0 < value[some][0] < 1 << 31:
+        raise CorruptModelError(f"the file says {keys.arch}.{key} is {value!r:.80}", "Download it again.")
+    return int(value[some][0])
 
 
 def _granite(keys: _Keys, head_dim: int) -> dict[str, Any]:

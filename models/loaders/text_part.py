@@ -21,6 +21,11 @@ IMAGES = (
     "model.visual.",
     "model.vision_model.",
     "model.connector.",
+    "model.vision_tower.",
+    "model.vision_embedder.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
 )
 # What a text model is without images, whose positions alone have several dimensions.
 TYPES = {

@@ -1,4 +1,4 @@
-/* attention(y, q[, sinks]; layer, heads, kv_heads, head_dim, window; scale, cap): causal softmax(q k^T * scale) v, grouped
+/* attention(y, q[, sinks]; at, heads, kv_heads, head_dim, window; scale, cap): causal softmax(q k^T * scale) v, grouped
  * queries.
  *
  * A query sees as many positions, its own the last, as the window says, all of them if that is 0. Scores are capped as
@@ -16,7 +16,7 @@
 
 /* What a span has given one query: the result's columns, its largest score, its sum of weights. */
 static float *work_piece(const lt_op *op, const lt_step *step, int32_t row, int32_t head, int32_t span, int32_t spans) {
-    float *pieces = (float *)step->space[LT_WORK] + SPLIT_ROWS * op->dim[2];
+    float *pieces = (float *)step->space[LT_WORK] + SPLIT_ROWS * op->dim[1];
     return pieces + (((int64_t)row * op->dim[1] + head) * spans + span) * (kv_columns(op->dim[3]) + 2);
 }
 
@@ -27,14 +27,14 @@ typedef struct {
 
 /* The first position that a row's queries see. */
 static int32_t first_seen(const lt_op *op, const lt_step *step, int32_t row) {
-    return op->dim[4] ? lt_max(step->pos + row + 1 - op->dim[4], 0) : 0;
+    return op->dim[4] ? lt_max(lt_first_position(op, step) + row + 1 - op->dim[4], 0) : 0;
 }
 
 static cuts cut(const lt_op *op, const lt_step *step) {
     const int32_t rows = lt_rows(op, step), group = op->dim[1] / op->dim[2];
     const int32_t tile_rows = group < QUERIES ? QUERIES / group : 1, first = first_seen(op, step, 0) / KV_SPAN;
     return (cuts){tile_rows, lt_ceil_div(rows, tile_rows), first,
-                  rows <= SPLIT_ROWS ? lt_ceil_div(step->pos + rows, KV_SPAN) - first : 1};
+                  rows <= SPLIT_ROWS ? lt_ceil_div(lt_first_position(op, step) + rows, KV_SPAN) - first : 1};
 }
 
 static int32_t units(const lt_op *op, const lt_step *step) {
@@ -170,7 +170,7 @@ static void fold_pieces(const lt_op *op, const lt_step *step, int32_t kv, int32_
     for (int32_t row = first; row < first + rows; row++)
         for (int32_t head = kv * group; head < (kv + 1) * group; head++) {
             float *y = work_piece(op, step, row, head, 0, c->spans), *sum = y + columns + 1, *next = y;
-            for (int32_t begin = (c->first + 1) * KV_SPAN; begin < step->pos + row + 1; begin += KV_SPAN) {
+            for (int32_t begin = (c->first + 1) * KV_SPAN; begin < lt_first_position(op, step) + row + 1; begin += KV_SPAN) {
                 next += columns + 2;
                 fold(y, y + columns, sum, next, next[columns], next[columns + 1], columns);
             }
@@ -193,7 +193,7 @@ static void run_part(const lt_op *op, const lt_step *step, int32_t kv, int32_t f
         for (int32_t j = 0; j < s.count; j++) {
             row[j] = first + (done + j) / group;
             head[j] = kv * group + (done + j) % group;
-            s.positions[j] = step->pos + row[j] + 1;
+            s.positions[j] = lt_first_position(op, step) + row[j] + 1;
             s.first[j] = first_seen(op, step, row[j]);
             const float *from = (const float *)lt_row(op, step, 1, row[j]) + (int64_t)head[j] * n;
             take_query(&q, j, from, n, columns);

@@ -38,6 +38,11 @@ static inline int32_t lt_rows(const lt_op *op, const lt_step *step) {
     return (op->outputs ? step->n_outputs : step->n_tokens) * op->times;
 }
 
+/* The position of the first of them. */
+static inline int32_t lt_first_position(const lt_op *op, const lt_step *step) {
+    return step->pos + (op->outputs ? step->n_tokens - step->n_outputs : 0);
+}
+
 /* The first byte of a row of an argument; NULL for an argument that was not given. */
 static inline void *lt_at(const lt_arg *a, const lt_step *step, int64_t row) {
     char *base = (char *)step->space[a->space];

@@ -1,4 +1,4 @@
-/* kv_append(k, v; layer, kv_heads, head_dim): writes each row's keys and values at the row's position. */
+/* kv_append(k, v; at, kv_heads, head_dim): writes each row's keys and values at the row's position. */
 #include "kv_cache.h"
 
 enum { CODE = KV_BYTES / 16, MOST = 32 / KV_HALVES }; /* bytes of a code, or of those that share one; in 32 columns */
@@ -30,11 +30,11 @@ static void append_head(const kv_head *cache, int32_t position, const float *k, 
 }
 
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
-    const int32_t layer = op->dim[0], kv_heads = op->dim[1], n = op->dim[2];
+    const int32_t at = op->dim[0], kv_heads = op->dim[1], n = op->dim[2];
     for (int32_t row = begin; row < end; row++) {
         const float *k = lt_row(op, step, 0, row), *v = lt_row(op, step, 1, row);
         for (int32_t h = 0; h < kv_heads; h++) {
-            const kv_head cache = kv_head_at(step, layer, kv_heads, h, kv_columns(n));
+            const kv_head cache = kv_head_at(step, at, kv_heads, h, kv_columns(n));
             append_head(&cache, step->pos + row, k + h * n, v + h * n, n);
         }
     }

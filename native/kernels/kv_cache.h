@@ -1,7 +1,8 @@
 /* A session's memory, which runtime/cache.py makes.
  *
- * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values. A head's codes come first, then,
- * for types that have them, its scales. `columns` is head_dim rounded up; what is added to it is 0.
+ * LT_KV: keys and values, per layer: all kv heads' keys, then all kv heads' values. Layers may differ in heads; `at` is
+ * how many bytes one position takes in those before. A head's codes come first, then, for types that have them, its
+ * scales. `columns` is head_dim rounded up; what is added to it is 0.
  *
  *     codes of keys    [position / 16][columns / STEPS][16 positions][STEPS columns]
  *     codes of values  [position / STEPS][columns / 16][16 columns][STEPS positions]
@@ -13,7 +14,7 @@
  *
  * LT_WORK: what attention lays aside during a step of at most SPLIT_ROWS rows.
  *
- *     counts  int32 [SPLIT_ROWS * kv_heads]            how many spans are done, of some rows' queries; 0 between steps
+ *     counts  int32 [SPLIT_ROWS * heads]               how many spans are done, of some rows' queries; 0 between steps
  *     pieces  float [rows][heads][spans][columns + 2]  what each span has given: attention.h
  *
  * Include after one kv_<type>.h, which says what a code is:
@@ -53,10 +54,10 @@ static inline int32_t kv_columns(int32_t head_dim) {
 static inline int32_t kv_groups(int32_t columns) { return KV_GROUP ? columns / KV_GROUP : 0; }
 static inline int64_t kv_row_bytes(int32_t columns) { return (int64_t)columns / 16 / KV_HALVES * KV_BYTES; }
 
-static inline kv_head kv_head_at(const lt_step *step, int32_t layer, int32_t kv_heads, int32_t head, int32_t columns) {
+static inline kv_head kv_head_at(const lt_step *step, int32_t at, int32_t kv_heads, int32_t head, int32_t columns) {
     const int64_t positions = (int64_t)lt_ceil_div(step->n_ctx, LANES) * LANES;
     const int64_t codes = positions * kv_row_bytes(columns), size = codes + positions * kv_groups(columns) * 2;
-    uint8_t *keys = (uint8_t *)step->space[LT_KV] + (2 * (int64_t)layer * kv_heads + head) * size;
+    uint8_t *keys = (uint8_t *)step->space[LT_KV] + positions * at + head * size;
     uint8_t *values = keys + kv_heads * size;
     return (kv_head){{keys, (uint16_t *)(keys + codes)}, {values, (uint16_t *)(values + codes)}};
 }

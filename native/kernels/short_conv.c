@@ -1,5 +1,5 @@
-/* short_conv(y, x, weight; at, taps, silu): a causal convolution of every column on its own, over a row and the taps - 1
- * before it; its silu, if `silu`. Rows before the step's are in the session's memory: float [taps - 1][columns], from `at` on.
+/* short_conv(y, x, weight[, bias]; at, taps, silu): a causal convolution of every column on its own, over a row and the
+ * taps - 1 before it, and its bias; its silu, if `silu`. Rows before the step's are in the session's memory: float [taps - 1][columns], from `at` on.
  *
  * A part is a range of columns, in all rows: the same order of sums however tokens come. */
 #include "f32x16.h"
@@ -36,11 +36,13 @@ static void bend(float *y, int32_t n) {
 
 static void run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
     const int32_t cols = op->arg[0].cols, before = op->dim[1] - 1;
+    const float *bias = lt_row(op, step, 3, 0);
     for (int32_t part = begin; part < end; part++) {
         const int32_t column = part * COLUMNS, n = lt_min(COLUMNS, cols - column);
         for (int32_t row = 0; row < step->n_tokens; row++) {
             float *y = (float *)lt_row(op, step, 0, row) + column;
-            memset(y, 0, (size_t)n * sizeof *y);
+            if (bias) memcpy(y, bias + column, (size_t)n * sizeof *y);
+            else memset(y, 0, (size_t)n * sizeof *y);
             for (int32_t tap = 0; tap <= before; tap++) {
                 const float *x = input(op, step, row - before + tap, column);
                 if (x) add_tap(y, x, (const float *)lt_row(op, step, 2, tap) + column, n);
