@@ -99,8 +99,8 @@ def _limits(said: Any) -> tuple[float, float]:
     if said is None:
         return 0.0, math.inf
     try:  # transformers 5 writes infinity as a table
-        least, most = (float(limit.get("__float__") if isinstance(limit, dict) else limit) for limit in said)
-    except (TypeError, ValueError):
+        least, most = (float(limit["__float__"] if isinstance(limit, dict) else limit) for limit in said)
+    except (TypeError, ValueError, KeyError):
         raise CorruptModelError(f"config.json: time_step_limit is {said!r:.80}, which are no two numbers") from None
     if not 0 <= least <= most:
         raise CorruptModelError(f"config.json: time_step_limit is {said!r:.80}")
@@ -109,7 +109,7 @@ def _limits(said: Any) -> tuple[float, float]:
 
 def names(stem: str, mixer: Mixer) -> dict[str, tuple[str, ...]]:
     """A layer's roles -> tensors whose names begin with the stem."""
-    norm = {} if mixer.eps is None else {"mixer_norm": (f"{stem}.norm",)}
+    norm: dict[str, tuple[str, ...]] = {} if mixer.eps is None else {"mixer_norm": (f"{stem}.norm",)}
     return norm | {
         "mixer_in": (f"{stem}.in_proj",),
         "conv": (f"{stem}.conv1d",),
@@ -122,7 +122,7 @@ def names(stem: str, mixer: Mixer) -> dict[str, tuple[str, ...]]:
 
 def shapes(m: Mixer, hidden: int) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer's weights."""
-    norm = {} if m.eps is None else {"mixer_norm": (m.inner,)}
+    norm: dict[str, tuple[int, ...]] = {} if m.eps is None else {"mixer_norm": (m.inner,)}
     return norm | {
         "mixer_in": (m.projected, hidden),
         "conv": (m.conv_columns, m.taps),

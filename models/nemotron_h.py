@@ -103,12 +103,12 @@ def names(c: Config) -> Names:
     }
     for i, kind in enumerate(c.kinds):
         stem = f"{LAYER.format(i)}.mixer"
-        own = {
+        own: dict[str, dict[str, tuple[str, ...]]] = {
             "remembers": mamba2_layer.names(stem, c.mixer),
             "attends": {"qkv": tuple(f"{stem}.{x}_proj" for x in "qkv"), "o": (f"{stem}.o_proj",)},
             "feeds": {"up": (f"{stem}.up_proj",), "down": (f"{stem}.down_proj",)},
-        }[kind]
-        found |= {f"layers.{i}.{role}": stems for role, stems in own.items()}
+        }
+        found |= {f"layers.{i}.{role}": stems for role, stems in own[kind].items()}
     return found
 
 
