@@ -27,18 +27,23 @@ GROUPS = (0, *KEPT)  # from the smallest format to the largest; 0: a row
 
 def find_few_levels(source: Source, files: Sequence[Mapped]) -> None:
     """Turn such matrices into entries of the smallest formats that hold them exactly."""
+
+    def release() -> None:
+        for file in files:
+            file.release()
+
+    likely = {}
     with ExitStack() as reading:
         for file in files:
             reading.enter_context(file.here_and_there())
-        likely = {name: groups for name, entry in source.entries.items() if (groups := _likely(entry))}
+        for name, entry in source.entries.items():
+            likely[name] = _likely(entry)
+            release()
     for name, groups in likely.items():
-        entry = source.entries[name]
-        levels = ((group, _level(array_of(entry), group)) for group in groups)
-        found = next(((group, level) for group, level in levels if level != MORE), None)
-        for file in files:
-            file.release()
+        found = _found(source.entries[name], groups)
+        release()
         if found:
-            source.entries[name] = _entry(entry, *found)
+            source.entries[name] = _entry(source.entries[name], *found)
             source.kind = "few-level"
 
 
@@ -48,6 +53,12 @@ def _likely(entry: Entry) -> list[int]:
         return []
     rows = array_of(entry)[:: max(entry.shape[0] // PROBED, 1)]
     return [group for group in GROUPS if _level(rows, group) != MORE]
+
+
+def _found(entry: Entry, groups: list[int]) -> tuple[int, int] | None:
+    """In which of these groups, the first that will do, the matrix is BINARY or TERNARY, and which; None: in none."""
+    levels = ((group, _level(array_of(entry), group)) for group in groups)
+    return next((found for found in levels if found[1] != MORE), None)
 
 
 def _level(weights: np.ndarray, group: int) -> int:
