@@ -28,7 +28,10 @@ from lutra.runtime.errors import (
 __all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
 
 # Tokens that end a turn whatever the configuration forgets to say (BitNet's GGUF lists only one).
-_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|return|>", "<|call|>")
+_END_OF_TURN = (
+    *("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>"),
+    *("<|return|>", "<|call|>"),
+)
 _END_OF_THOUGHT = "<|end|>"  # where "<|return|>" ends a turn, as in gpt-oss: the answer comes after it
 _MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")  # of answers in channels, as gpt-oss's
 

@@ -151,6 +151,32 @@ def byte_level() -> dict:
 
 
 @pytest.fixture(scope="module")
+def character_level():
+    """A tokenizer as Gemma 4's: some characters are known, the others bytes."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+    space = decoders.Replace("\u2581", " ")
+    tokenizer.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse()])
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn|>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=900, limit_alphabet=70, special_tokens=first, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def gemma4(character_level) -> dict:
+    """Its metadata, as llama.cpp's converter writes it."""
+    metadata = as_gguf(character_level, None, ggml__bos_token_id=2, ggml__eos_token_id=1, ggml__unknown_token_id=3)
+    types = metadata["tokenizer.ggml.token_type"]
+    types[3], types[5:261] = gguf_tokenizer.UNKNOWN, gguf_tokenizer.BYTE
+    scores = np.zeros(len(types), np.float32)
+    return metadata | {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.scores": scores}
+
+
+@pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory) -> dict:
     """A SentencePiece vocabulary as llama.cpp's converter writes it."""
     spm = pytest.importorskip("sentencepiece")
@@ -200,6 +226,17 @@ def test_llama_cpps_cases(case):
     for text, ids in cases:
         assert tokenizer.encode(text, add_bos=False) == ids
         assert tokenizer.decode(ids) == text
+
+
+def test_characters_as_llama_cpp_and_the_original(character_level, gemma4, tmp_path):
+    texts = [*TEXTS, MARKS, "a<turn|>\n\n<bos> b"]
+    (theirs,) = llama_cpp([write_gguf(tmp_path / "m.gguf", gemma4)], texts)
+    tokenizer = load_tokenizer(gguf_tokenizer.files(gemma4))
+    for text, mine, expected in zip(texts, ours(gemma4, texts), theirs, strict=True):
+        assert mine == expected, text
+        assert mine[2] == character_level.encode(text).ids, text
+        assert tokenizer.decode(mine[2], skip_special=False) == text
+    assert tokenizer.eos_ids == {1, 4}  # and the end of a turn
 
 
 # Letters and their marks: llama.cpp's patterns for these simplify the original's, and so do its \s in CJK ranges and

@@ -1,7 +1,8 @@
 """GGUF's tokenizer metadata as the files that a Hugging Face directory would hold.
 
 ``tokenizer.ggml.model`` says what there is: "llama" is a SentencePiece BPE model, pieces with scores, and becomes
-``tokenizer.model``; "gpt2" is byte-level BPE and becomes ``tokenizer.json``. What a text is split into before merging
+``tokenizer.model``; "gpt2" is byte-level BPE and becomes ``tokenizer.json``, as "gemma4" does, BPE of characters, whose
+unknown ones are bytes. What a text is split into before merging
 is not in the metadata: ``tokenizer.ggml.pre`` names it. The names and what they stand for are llama.cpp's; where the
 original's pattern is known to say more, it is the original's.
 """
@@ -41,10 +42,10 @@ def files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     kind = keys.text("ggml.model") or "no_vocab"
     if kind == "no_vocab":
         return {}
-    if kind not in ("llama", "gpt2"):
+    if kind not in ("llama", *_BPE):
         raise UnsupportedModelError(f"lutra does not read tokenizers of GGUF's kind {kind!r}", ELSEWHERE)
     vocabulary = _Vocabulary.read(keys, LLAMA_IDS if kind == "llama" else {})
-    made = _sentencepiece(keys, vocabulary) if kind == "llama" else _byte_level(keys, vocabulary)
+    made = _sentencepiece(keys, vocabulary) if kind == "llama" else _BPE[kind](keys, vocabulary)
     made.configuration["chat_template"] = _templates(keys)
     generation = {"eos_token_id": [vocabulary.ids[name] for name in ENDS if name in vocabulary.ids]}
     return {
@@ -410,6 +411,41 @@ def _byte_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
             "merges": keys.texts("ggml.merges"),
         },
     }
+    return _tokenizer_json(tokenizer, vocabulary, bos)
+
+
+def _character_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
+    """tokenizer.json of Gemma 4: spaces are letters, and a text is split at runs of line feeds only."""
+    bos = vocabulary.ids.get("bos") if keys.flag("ggml.add_bos_token", True) else None
+    unknown = vocabulary.tokens[vocabulary.ids["unknown"]] if "unknown" in vocabulary.ids else None
+    lines = {"type": "Split", "pattern": {"Regex": r"[^\n]+|\n+"}, "behavior": "Isolated", "invert": False}
+    spaces = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": id, **fields} for id, fields in vocabulary.added().items()],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": lines,
+        "post_processor": None if bos is None else _beginning(bos, vocabulary.tokens[bos]),
+        "decoder": {"type": "Sequence", "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "unk_token": unknown,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True)),
+            "merges": [_pair(merge) for merge in keys.texts("ggml.merges")],
+        },
+    }
+    return _tokenizer_json(tokenizer, vocabulary, bos)
+
+
+def _pair(merge: str) -> list[str]:
+    """The two sides of a merge, of which the first may begin with a space."""
+    cut = merge.find(" ", 1)
+    return [merge[:cut], merge[cut + 1 :]] if cut > 0 else [merge, ""]
+
+
+def _tokenizer_json(tokenizer: dict[str, Any], vocabulary: _Vocabulary, bos: int | None) -> _Made:
     configuration = {
         **vocabulary.texts(),
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -417,6 +453,9 @@ def _byte_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
     }
     content = json.dumps(tokenizer, ensure_ascii=False).encode(errors="surrogatepass")
     return _Made("tokenizer.json", content, configuration)
+
+
+_BPE = {"gpt2": _byte_level, "gemma4": _character_level}
 
 
 def _split_of(keys: _Keys, vocabulary: _Vocabulary) -> _Split:
