@@ -253,6 +253,19 @@ def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def guessing(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The same with a layer behind the last one, for guessing a second token; releases of mixtures have one."""
+    layers, tensors = model.config.num_hidden_layers, load_file(folder / "model.safetensors")
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{layers - 1}.")}
+    last, behind = f"layers.{layers - 1}.", f"layers.{layers}."
+    tensors |= {name.replace(last, behind): torch.zeros_like(tensor) for name, tensor in own.items()}
+    tensors[f"model.layers.{layers}.eh_proj.weight"] = torch.zeros(64, 128)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    return model
+
+
 SHARED = dict(
     num_experts=7,
     num_experts_per_tok=3,
@@ -276,6 +289,17 @@ LATENT = dict(
     routed_scaling_factor=2.0,
     initializer_range=0.1,
 )
+CHOSEN = dict(
+    n_routed_experts=6,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    moe_intermediate_size=48,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    routed_scaling_factor=1.5,
+    initializer_range=0.1,
+)
+GROUPS = dict(n_routed_experts=12, n_group=4, topk_group=2)
 GRANITE = dict(
     embedding_multiplier=12.0,
     residual_multiplier=0.22,
@@ -436,6 +460,9 @@ def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
             parameter.data.uniform_(0.5, 1.5)
         elif name.endswith((".bias", "_bias", ".sinks")):
             parameter.data.normal_(0, 0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("_correction_bias", ".expert_bias")):
+            buffer.normal_(0, 0.1)
     return model
 
 

@@ -91,6 +91,14 @@ ARCHS = {
     "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
     "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
     "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
+    "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
+    "glm4_moe": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM, gguf.MODEL_ARCH.GLM4_MOE),
+    "glm4_moe_lite": (
+        transformers.Glm4MoeLiteConfig,
+        transformers.Glm4MoeLiteForCausalLM,
+        gguf.MODEL_ARCH.DEEPSEEK2,
+    ),
+    "dots1": (transformers.Dots1Config, transformers.Dots1ForCausalLM, gguf.MODEL_ARCH.DOTS1),
     "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
     "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
     "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
@@ -104,6 +112,7 @@ ARCHS = {
 }
 # Files of theirs have RoPE's pairs side by side.
 NEIGHBOURS = ("arcee", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # keys and values made of a short vector
 REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 PLAIN = ("_norm.", "mlp.gate.", "mlp.router.", "moe.router.", "conv1d", "conv.conv.")  # matrices that stay floats
 KNOWN_AS = {  # to gguf-py
@@ -112,6 +121,7 @@ KNOWN_AS = {  # to gguf-py
     "dt_bias": "dt_proj.bias",
     "self_attn.sinks": "self_attn.sinks.weight",
     "moe.router.weight": "moe.router.layer.weight",
+    "e_score_correction_bias": "e_score_correction.bias",
 }
 Model = transformers.PreTrainedModel
 
@@ -323,7 +333,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
     if hasattr(config, "intermediate_size"):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    if config.model_type == "deepseek_v2":
+    if config.model_type in LATENT:
         _latent(writer, config, newer)
     else:
         writer.add_key_length(head_dim)
@@ -338,7 +348,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_shortconv_l_cache(config.conv_L_cache)
         kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
         writer.add_head_count_kv(kv)
-    elif config.model_type != "deepseek_v2":
+    elif config.model_type not in LATENT:
         writer.add_head_count_kv(config.num_key_value_heads)
     if config.model_type == "stablelm":
         writer.add_parallel_residual(config.use_parallel_residual)
@@ -362,6 +372,8 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    if getattr(config, "n_routed_experts", 0):
+        _routing(writer, config)
     if count := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
@@ -393,9 +405,19 @@ def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
     if config.q_lora_rank:
         writer.add_q_lora_rank(config.q_lora_rank)
     writer.add_kv_lora_rank(config.kv_lora_rank)
-    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+
+
+def _routing(writer: gguf.GGUFWriter, config: Any) -> None:
+    """What files say of how tokens choose experts."""
+    writer.add_leading_dense_block_count(getattr(config, "first_k_dense_replace", 1))
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
+    if config.model_type == "deepseek_v2":
+        return
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
 
 
 def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:

@@ -153,6 +153,19 @@ DEEPSEEK_YARN = dict(
     mscale_all_dim=0.707,
     original_max_position_embeddings=64,
 )
+CHOSEN = dict(
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    moe_intermediate_size=256,
+    first_k_dense_replace=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+    initializer_range=0.1,
+)
+GROUPS = dict(n_routed_experts=8, n_group=4, topk_group=2)
+UNGROUPED = dict(n_group=1, topk_group=1)
+LITE = LATENT | CHOSEN
 GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma2": ("gemma2", GEMMA | dict(query_pre_attn_scalar=64), dict(keys={"gemma2.attention.sliding_window": 5})),
@@ -209,6 +222,15 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
         dict(newer=True),
     ),
+    "deepseek3, of experts": ("deepseek_v3", LATENT | CHOSEN | GROUPS, {}),
+    "deepseek3, of experts, newer": (
+        "deepseek_v3",
+        LATENT | CHOSEN | UNGROUPED | dict(q_lora_rank=None, norm_topk_prob=False),
+        dict(newer=True),
+    ),
+    "glm4moe, of experts": ("glm4_moe", CHOSEN | dict(head_dim=64, use_qk_norm=True), {}),
+    "glm4moe lite, of experts": ("glm4_moe_lite", LITE, dict(newer=True)),
+    "dots1, of experts": ("dots1", CHOSEN | dict(head_dim=64), {}),
     "internlm2": ("llama", {}, dict(arch="internlm2")),
     "exaone": ("llama", {}, dict(arch="exaone")),
     "qwen3vl": ("qwen3", dict(head_dim=128), dict(arch="qwen3vl")),
@@ -292,6 +314,10 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
         ["F16"],
     ),
+    "deepseek3": ("deepseek_v3", LATENT | CHOSEN | GROUPS, ["F16"]),
+    "glm4moe": ("glm4_moe", CHOSEN | dict(head_dim=64, use_qk_norm=True), ["F16"]),
+    "glm4moe lite": ("glm4_moe_lite", LITE, ["F16"]),
+    "dots1": ("dots1", CHOSEN | dict(head_dim=64, num_key_value_heads=4), ["F16"]),
     "internlm2": ("llama", {}, MIXED),
     "exaone": ("llama", {}, MIXED),
     "qwen2vl": ("qwen2", {}, MIXED),

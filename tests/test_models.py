@@ -134,8 +134,11 @@ def test_configurations_that_make_no_model(change, error):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"topk_method": "group_limited_greedy"}, UnsupportedModelError),
-        ({"scoring_func": "sigmoid"}, UnsupportedModelError),
+        ({"topk_method": "noaux_tc"}, UnsupportedModelError),
+        ({"scoring_func": "tanh"}, UnsupportedModelError),
+        ({"moe_layer_freq": 2}, UnsupportedModelError),
+        ({"topk_method": "group_limited_greedy", "n_group": 4}, CorruptModelError),
+        ({"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 1}, CorruptModelError),
         ({"v_head_dim": 40}, UnsupportedModelError),
         ({"kv_lora_rank": 0}, CorruptModelError),
         ({"qk_rope_head_dim": 7}, CorruptModelError),
@@ -447,6 +450,28 @@ def _recipes():
                 },
             ),
         ),
+        "deepseek-v2-groups": lambda f: c.dense(
+            f, "DeepseekV2", **c.LATENT | c.GROUPS | dict(topk_method="group_limited_greedy")
+        ),
+        "deepseek-v3": lambda f: c.dense(f, "DeepseekV3", **c.LATENT | c.GROUPS),
+        "deepseek-v3-guessing-bf16": lambda f: c.guessing(
+            f,
+            c.dense(
+                f,
+                "DeepseekV3",
+                torch.bfloat16,
+                **c.LATENT | dict(q_lora_rank=None, n_group=1, topk_group=1, norm_topk_prob=False, v_head_dim=24),
+            ),
+        ),
+        "glm4-moe": lambda f: c.dense(f, "Glm4Moe", **c.CHOSEN, attention_bias=True),
+        "glm4-moe-norms-bf16": lambda f: c.guessing(
+            f, c.dense(f, "Glm4Moe", torch.bfloat16, **c.CHOSEN | c.GROUPS, use_qk_norm=True, head_dim=24)
+        ),
+        "glm4-moe-lite": lambda f: c.dense(f, "Glm4MoeLite", **c.LATENT | dict(v_head_dim=24)),
+        "dots1": lambda f: c.dense(f, "Dots1", **c.CHOSEN, norm_topk_prob=True),
+        "dots1-tied-bf16": lambda f: c.dense(
+            f, "Dots1", torch.bfloat16, **c.CHOSEN | dict(n_shared_experts=1, tie_word_embeddings=True, head_dim=24)
+        ),
         "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
         "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
@@ -469,6 +494,8 @@ NAMES = [
     *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
     *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
     *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen2.5-vl", "qwen2.5-vl-flat"],
+    *["deepseek-v2-groups", "deepseek-v3", "deepseek-v3-guessing-bf16"],
+    *["glm4-moe", "glm4-moe-norms-bf16", "glm4-moe-lite", "dots1", "dots1-tied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],

@@ -89,14 +89,17 @@ QWEN35_AS_STORED = {"norm_offset": 0, "linear_heads_tiled": True, "linear_rates_
 QWEN3NEXT = QWEN35 | {"ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
 QWEN3NEXT_AS_STORED = {"norm_offset": 0, "linear_rates_as_logarithms": False, "norm_topk_prob": True}
 SHARED = "mlp.shared_experts"
-DEEPSEEK2 = {
+CHOSEN = {
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
+}
+DEEPSEEK2 = CHOSEN | {
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
     "attn_q_b": "self_attn.q_b_proj",
     "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
-    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
 }
 LFM2 = {
     "attn_norm": "operator_norm",
@@ -119,6 +122,7 @@ ARCHS = {
     "command-r": Arch("cohere"),
     "cohere2": Arch("cohere2"),
     "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
+    "dots1": Arch("dots1", layer=CHOSEN),
     "ernie4_5": Arch("ernie4_5"),
     "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
@@ -130,6 +134,7 @@ ARCHS = {
             "post_ffw_norm": "post_mlp_layernorm",
         },
     ),
+    "glm4moe": Arch("glm4_moe", layer=CHOSEN | {"post_attention_norm": "post_attention_layernorm"}),
     "gpt-oss": Arch(
         "gpt_oss",
         layer={
@@ -190,6 +195,7 @@ MIXTRAL = Arch(  # which files call llama, too
         "ffn_down_exps": f"{MOE}.experts.{{}}.w2",
     },
 )
+DEEPSEEK3 = Arch("deepseek_v3", layer=DEEPSEEK2)  # which files call deepseek2, as GLM-4.7-Flash
 PARTS = {  # what general.type says of files that are no models
     "adapter": "an adapter (LoRA), which changes another model",
     "imatrix": "statistics for a quantizer",
@@ -218,11 +224,14 @@ CHANGING = {
     "pooling_type": 0,
     "nextn_predict_layers": 0,
 }
+ROUTING = {"expert_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func"}
 GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
-    "deepseek2": {"expert_count", "expert_shared_count", "expert_weights_scale"},
+    "deepseek2": ROUTING | {"nextn_predict_layers"},
+    "dots1": ROUTING,
+    "glm4moe": ROUTING | {"nextn_predict_layers"},
     "command-r": {"logit_scale"},
     "cohere2": {"logit_scale"},
     "llama": {"expert_count"},
@@ -272,6 +281,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     keys = _Keys(metadata, str(name))
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
+    if name == "deepseek2" and _routing(keys, shapes)["scoring_func"] == "sigmoid":
+        arch = DEEPSEEK3
     _refuse_changes(keys)
     notes = [f"GGUF architecture {name}"]
     if guessing := _guessing(keys):
@@ -387,6 +398,10 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if "expert_gating_func" in HANDLED.get(keys.arch, ()):
+        config |= _routing(keys, shapes)
+    if keys.arch == "glm4moe":
+        config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
     if keys.arch == "deepseek2":
         config |= _deepseek(keys, head_dim, value_dim, turning)
     if keys.arch in ("command-r", "cohere2"):
@@ -416,11 +431,26 @@ def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[
         "qk_rope_head_dim": turning,
         "qk_nope_head_dim": head_dim - turning,
         "v_head_dim": value_dim,
+        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+    }
+
+
+def _routing(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
+    """How tokens choose experts, in DeepSeek's words. Files with biases may not say that these go with sigmoids."""
+    biased = any(name.endswith(".exp_probs_b.bias") for name in shapes)
+    score = keys.get("expert_gating_func") or (2 if biased else 1)
+    if score not in (1, 2):
+        raise UnsupportedModelError(f"lutra does not know {keys.arch}.expert_gating_func = {score!r:.40}")
+    return {
         "n_routed_experts": keys.size("expert_count"),
         "n_shared_experts": keys.get("expert_shared_count"),
         "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
         "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
-        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+        "norm_topk_prob": bool(keys.get("expert_weights_norm")),
+        "scoring_func": "sigmoid" if score == 2 else "softmax",
+        "use_expert_bias": biased,
+        "n_group": keys.get("expert_group_count") or 1,
+        "topk_group": keys.get("expert_group_used_count") or 1,
     }
 
 
