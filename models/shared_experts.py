@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lutra.models import blocks, qwen3_moe
+from lutra.models.weights import Names
 from lutra.runtime import ops
 
 SIGMOID: dict[str, Any] = {
@@ -38,7 +39,8 @@ class Config(qwen3_moe.Config):
         known = {
             "num_local_experts": config["n_routed_experts"],
             "num_experts": config["n_routed_experts"],
-            "mlp_only_layers": list(range(min(dense, blocks.size(config, "num_hidden_layers")))),
+            "mlp_only_layers": config.get("mlp_only_layers")
+            or list(range(min(dense, blocks.size(config, "num_hidden_layers")))),
         }
         c = qwen3_moe.Config.read(config | known)
         shared = blocks.size(config, "n_shared_experts") if config.get("n_shared_experts") else 0
@@ -54,6 +56,19 @@ def names(c: Config) -> dict[str, Any]:
         found[f"layers.{i}.shared_gate_up"] = (f"{shared}.gate_proj", f"{shared}.up_proj")
         found[f"layers.{i}.shared_down"] = (f"{shared}.down_proj",)
     return found
+
+
+def renamed(names: Names, words: dict[str, str]) -> dict[str, Any]:
+    """The same roles, with other words in the names of their tensors, replaced in this order."""
+
+    def new(stems: Any) -> Any:
+        if not isinstance(stems, str):
+            return type(stems)(map(new, stems))
+        for word, own in words.items():
+            stems = stems.replace(word, own)
+        return stems
+
+    return {role: new(stems) for role, stems in names.items()}
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:

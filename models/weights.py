@@ -67,7 +67,7 @@ ROWS: dict[type, dict[str, int]] = {
 # How roles end of matrices that are kept: they are small and decide much.
 SMALL = (".router", ".gates", ".shared_gate", ".conv", ".q_norm", ".k_norm")
 # How names end that are whole: others are those of a weight and a bias.
-NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".sinks", ".e_score_correction_bias")
+NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".sinks", ".e_score_correction_bias", ".expert_bias")
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 

@@ -299,6 +299,23 @@ CHOSEN = dict(
     routed_scaling_factor=1.5,
     initializer_range=0.1,
 )
+LFM2_MOE = dict(
+    num_experts=6,
+    num_experts_per_tok=3,
+    moe_intermediate_size=48,
+    num_dense_layers=1,
+    num_hidden_layers=3,
+    layer_types=["conv", "full_attention", "conv"],
+    initializer_range=0.1,
+)
+ERNIE_MOE = dict(
+    moe_num_experts=6,
+    moe_k=3,
+    moe_num_shared_experts=2,
+    moe_intermediate_size=48,
+    num_hidden_layers=3,
+    initializer_range=0.1,
+)
 GROUPS = dict(n_routed_experts=12, n_group=4, topk_group=2)
 GRANITE = dict(
     embedding_multiplier=12.0,

@@ -98,6 +98,17 @@ ARCHS = {
         transformers.Glm4MoeLiteForCausalLM,
         gguf.MODEL_ARCH.DEEPSEEK2,
     ),
+    "ernie4_5_moe": (
+        transformers.Ernie4_5_MoeConfig,
+        transformers.Ernie4_5_MoeForCausalLM,
+        gguf.MODEL_ARCH.ERNIE4_5_MOE,
+    ),
+    "hunyuan_v1_moe": (
+        transformers.HunYuanMoEV1Config,
+        transformers.HunYuanMoEV1ForCausalLM,
+        gguf.MODEL_ARCH.HUNYUAN_MOE,
+    ),
+    "lfm2_moe": (transformers.Lfm2MoeConfig, transformers.Lfm2MoeForCausalLM, gguf.MODEL_ARCH.LFM2MOE),
     "dots1": (transformers.Dots1Config, transformers.Dots1ForCausalLM, gguf.MODEL_ARCH.DOTS1),
     "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
     "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
@@ -121,7 +132,9 @@ KNOWN_AS = {  # to gguf-py
     "dt_bias": "dt_proj.bias",
     "self_attn.sinks": "self_attn.sinks.weight",
     "moe.router.weight": "moe.router.layer.weight",
+    "gate.moe_statics": "moe_statics",
     "e_score_correction_bias": "e_score_correction.bias",
+    ".expert_bias": ".expert_bias.bias",
 }
 Model = transformers.PreTrainedModel
 
@@ -238,6 +251,7 @@ def write(
         stored = rotation.turned(stored) if turns else stored
         type = "F32"
         single = tensor.endswith("shared_expert_gate.weight")
+        single = single or tensor.endswith("moe_statics.e_score_correction_bias")
         stored = stored[0] if single else stored
         if stored.ndim == 2 and not any(part in tensor for part in PLAIN):
             type, turn = types[turn % len(types)], turn + 1
@@ -343,7 +357,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
     else:
         names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
-    if config.model_type == "lfm2":
+    if config.model_type in ("lfm2", "lfm2_moe"):
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_shortconv_l_cache(config.conv_L_cache)
         kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
@@ -374,9 +388,20 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
     if getattr(config, "n_routed_experts", 0):
         _routing(writer, config)
+    if config.model_type == "lfm2_moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if config.model_type == "ernie4_5_moe":
+        writer.add_leading_dense_block_count(config.moe_layer_start_index)
+        writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+        writer.add_expert_shared_count(config.moe_num_shared_experts)
+        writer.add_expert_shared_feed_forward_length(config.moe_num_shared_experts * config.moe_intermediate_size)
+    if config.model_type == "hunyuan_v1_moe":
+        writer.add_expert_shared_count(1)
+        writer.add_expert_shared_feed_forward_length(config.intermediate_size)
     if count := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         writer.add_expert_count(count)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_used_count(getattr(config, "moe_topk", None) or config.num_experts_per_tok)
         if config.model_type not in ("mixtral", "olmoe", "granitemoe"):
             width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
             writer.add_expert_feed_forward_length(width)

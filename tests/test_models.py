@@ -472,6 +472,35 @@ def _recipes():
         "dots1-tied-bf16": lambda f: c.dense(
             f, "Dots1", torch.bfloat16, **c.CHOSEN | dict(n_shared_experts=1, tie_word_embeddings=True, head_dim=24)
         ),
+        "lfm2-moe": lambda f: c.dense(f, "Lfm2Moe", **c.LFM2_MOE),
+        "lfm2-moe-untied-bf16": lambda f: c.dense(
+            f,
+            "Lfm2Moe",
+            torch.bfloat16,
+            **c.LFM2_MOE | dict(use_expert_bias=False, routed_scaling_factor=1.5, tie_word_embeddings=False),
+        ),
+        "ernie4.5-moe": lambda f: c.dense(f, "Ernie4_5_Moe", **c.ERNIE_MOE),
+        "ernie4.5-moe-mixed-bf16": lambda f: c.dense(
+            f,
+            "Ernie4_5_Moe",
+            torch.bfloat16,
+            **c.ERNIE_MOE | dict(num_hidden_layers=5, moe_layer_interval=2, use_bias=True, tie_word_embeddings=False),
+        ),
+        "hunyuan-moe": lambda f: c.dense(
+            f, "HunYuanMoEV1", num_experts=6, moe_topk=3, head_dim=16, initializer_range=0.1
+        ),
+        "hunyuan-moe-tied-bf16": lambda f: c.dense(
+            f,
+            "HunYuanMoEV1",
+            torch.bfloat16,
+            num_experts=5,
+            moe_topk=[2, 2],
+            head_dim=24,
+            initializer_range=0.1,
+            tie_word_embeddings=True,
+        ),
+        "granite-moe-shared": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=72),
+        "granite-moe-shared-none": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=0),
         "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
         "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
@@ -494,6 +523,8 @@ NAMES = [
     *["starcoder2", "starcoder2-window-bf16", "nemotron", "nemotron-bias-bf16", "stablelm", "stablelm-parallel-bf16"],
     *["ernie4.5", "ernie4.5-bias", "granite-moe", "granite-moe-tied-bf16", "lfm2", "lfm2-untied-bf16"],
     *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen2.5-vl", "qwen2.5-vl-flat"],
+    *["lfm2-moe", "lfm2-moe-untied-bf16", "ernie4.5-moe", "ernie4.5-moe-mixed-bf16"],
+    *["hunyuan-moe", "hunyuan-moe-tied-bf16", "granite-moe-shared", "granite-moe-shared-none"],
     *["deepseek-v2-groups", "deepseek-v3", "deepseek-v3-guessing-bf16"],
     *["glm4-moe", "glm4-moe-norms-bf16", "glm4-moe-lite", "dots1", "dots1-tied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],

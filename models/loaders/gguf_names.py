@@ -60,12 +60,13 @@ SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 class Arch:
     """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names.
 
-    layer: by the stem of a layer's tensor, or by all of its name.
+    layer: by the stem of a layer's tensor, or by all of its name. words: what it calls some of the configuration.
     """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     layer: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
@@ -114,6 +115,13 @@ LFM2 = {
     "ffn_up": "feed_forward.w3",
     "ffn_down": "feed_forward.w2",
 }
+LFM2MOE = LFM2 | {
+    "ffn_gate_inp": "feed_forward.gate",
+    "ffn_gate_exps": "feed_forward.experts.{}.w1",
+    "ffn_up_exps": "feed_forward.experts.{}.w3",
+    "ffn_down_exps": "feed_forward.experts.{}.w2",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
 ARCHS = {
     "arcee": Arch("arcee", NEIGHBOURS),
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
@@ -124,6 +132,17 @@ ARCHS = {
     "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
     "dots1": Arch("dots1", layer=CHOSEN),
     "ernie4_5": Arch("ernie4_5"),
+    "ernie4_5-moe": Arch(
+        "ernie4_5_moe",
+        {"norm_topk_prob": True, "scoring_func": "softmax"},
+        CHOSEN | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
+        {
+            "moe_num_experts": "n_routed_experts",
+            "moe_k": "num_experts_per_tok",
+            "moe_num_shared_experts": "n_shared_experts",
+            "moe_layer_start_index": "first_k_dense_replace",
+        },
+    ),
     "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
     "glm4": Arch(
@@ -158,8 +177,20 @@ ARCHS = {
         "hunyuan_v1_dense",
         layer={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     ),
+    "hunyuan-moe": Arch(
+        "hunyuan_v1_moe",
+        {"norm_topk_prob": True},
+        {
+            "attn_q_norm": "self_attn.query_layernorm",
+            "attn_k_norm": "self_attn.key_layernorm",
+            "ffn_gate_inp": "mlp.gate.wg",
+            **{f"ffn_{part}_shexp": f"mlp.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+        },
+        {"moe_topk": "num_experts_per_tok"},
+    ),
     "internlm2": Arch("llama", NEIGHBOURS),
     "lfm2": Arch("lfm2", {"block_auto_adjust_ff_dim": False}, LFM2),
+    "lfm2moe": Arch("lfm2_moe", {"norm_topk_prob": True}, LFM2MOE, {"num_dense_layers": "first_k_dense_replace"}),
     "llama": Arch("llama", NEIGHBOURS),
     "nemotron": Arch("nemotron", {"norm_offset": 0}),
     "stablelm": Arch("stablelm"),
@@ -231,6 +262,9 @@ HANDLED = {
     "gemma3": {"attention.scale", "final_logit_softcapping"},
     "deepseek2": ROUTING | {"nextn_predict_layers"},
     "dots1": ROUTING,
+    "ernie4_5-moe": ROUTING | {"nextn_predict_layers"},
+    "hunyuan-moe": ROUTING,
+    "lfm2moe": ROUTING,
     "glm4moe": ROUTING | {"nextn_predict_layers"},
     "command-r": {"logit_scale"},
     "cohere2": {"logit_scale"},
@@ -281,7 +315,7 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     keys = _Keys(metadata, str(name))
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
-    if name == "deepseek2" and _routing(keys, shapes)["scoring_func"] == "sigmoid":
+    if name == "deepseek2" and _routing(keys, shapes, arch.config)["scoring_func"] == "sigmoid":
         arch = DEEPSEEK3
     _refuse_changes(keys)
     notes = [f"GGUF architecture {name}"]
@@ -365,7 +399,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     if value_dim != head_dim and keys.arch != "deepseek2":
         raise UnsupportedModelError("lutra runs no model whose keys and values are of different sizes")
     turning, layer_eps = keys.size("rope.dimension_count", head_dim), keys.get("attention.layer_norm_epsilon")
-    kinds = _convolving(keys) if keys.arch == "lfm2" else {}
+    kinds = _convolving(keys) if keys.arch in ("lfm2", "lfm2moe") else {}
     kv_heads = kinds.pop("num_key_value_heads", None) or keys.size("attention.head_count_kv", heads)
     config = {
         "model_type": arch.model_type,
@@ -399,7 +433,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
     if "expert_gating_func" in HANDLED.get(keys.arch, ()):
-        config |= _routing(keys, shapes)
+        config |= _routing(keys, shapes, config)
     if keys.arch == "glm4moe":
         config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
     if keys.arch == "deepseek2":
@@ -413,7 +447,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _qwen35(keys)
     if keys.arch == "qwen3next":
         config["linear_qkvz_by_head"] = any(".ssm_in." in name for name in shapes)  # in files of 2025
-    return config
+    return config | {theirs: config[ours] for theirs, ours in arch.words.items()}
 
 
 def _pattern(keys: _Keys) -> dict[str, Any]:
@@ -435,22 +469,24 @@ def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[
     }
 
 
-def _routing(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
+def _routing(keys: _Keys, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """How tokens choose experts, in DeepSeek's words. Files with biases may not say that these go with sigmoids."""
     biased = any(name.endswith(".exp_probs_b.bias") for name in shapes)
-    score = keys.get("expert_gating_func") or (2 if biased else 1)
-    if score not in (1, 2):
-        raise UnsupportedModelError(f"lutra does not know {keys.arch}.expert_gating_func = {score!r:.40}")
+    said = keys.get("expert_gating_func") or 0
+    silent = config.get("scoring_func", "sigmoid" if biased else "softmax")
+    if said not in (0, 1, 2):
+        raise UnsupportedModelError(f"lutra does not know {keys.arch}.expert_gating_func = {said!r:.40}")
     return {
         "n_routed_experts": keys.size("expert_count"),
         "n_shared_experts": keys.get("expert_shared_count"),
         "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
         "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
-        "norm_topk_prob": bool(keys.get("expert_weights_norm")),
-        "scoring_func": "sigmoid" if score == 2 else "softmax",
+        "norm_topk_prob": bool(keys.get("expert_weights_norm", config.get("norm_topk_prob"))),
+        "scoring_func": (silent, "softmax", "sigmoid")[said],
         "use_expert_bias": biased,
         "n_group": keys.get("expert_group_count") or 1,
         "topk_group": keys.get("expert_group_used_count") or 1,
+        "moe_layer_interval": keys.get("interleave_moe_layer_step", 1),
     }
 
 

@@ -49,7 +49,7 @@ def read(path: Path) -> Checkpoint:
         take_text(source)
         source.entries = _renamed(source)
         split_experts(source)
-        source.entries = {name: _matrix(entry) for name, entry in source.entries.items()}
+        source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
         _decode(source, files)
         source.entries = {name: as_half(entry) for name, entry in source.entries.items()}
         source.config = normalized(source.config, source.entries)
@@ -104,11 +104,15 @@ def _untie(source: Source) -> None:
     source.notes.append("the output matrix is not the embedding, though config.json says they are tied")
 
 
-def _matrix(entry: Entry) -> Entry:
-    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; others as they are."""
-    if len(entry.shape) != 3 or entry.shape[1] != 1:
+def _shaped(name: str, entry: Entry) -> Entry:
+    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; ERNIE's biases of
+    experts, [1, experts], as a vector; others as they are."""
+    if len(entry.shape) == 3 and entry.shape[1] == 1:
+        shape = entry.shape[::2]
+    elif len(entry.shape) == 2 and entry.shape[0] == 1 and name.endswith(".e_score_correction_bias"):
+        shape = entry.shape[1:]
+    else:
         return entry
-    shape = entry.shape[::2]
     return replace(entry, shape=shape, read=lambda: entry.read().reshape(shape))  # type: ignore[union-attr]
 
 
