@@ -7,6 +7,7 @@ per token. A new op needs: a function here, and native/kernels/<op>.c.
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "embed",
     "experts",
     "gather",
+    "gelu_erf",
     "gelu_tanh",
     "gelu_tanh_mul",
     "hadamard",
@@ -432,6 +434,17 @@ def relu(x: Array) -> Array:
 def relu2_mul(gate: Array, up: Array) -> Array:
     """max(gate, 0)^2 * up (squared ReLU: So et al. 2021)."""
     return np.maximum(gate, 0) ** 2 * up
+
+
+@op(_like, over=True)
+def gelu_erf(x: Array) -> Array:
+    """x (1 + erf(x / sqrt(2))) / 2 (Hendrycks & Gimpel 2016)."""
+    return (x * _below(x.astype(np.float64))).astype(x.dtype)
+
+
+def _below(x: np.ndarray) -> np.ndarray:
+    """The chance of a normal number below x."""
+    return np.frompyfunc(lambda each: math.erfc(-each / math.sqrt(2)) / 2, 1, 1)(x).astype(np.float64)
 
 
 @op(_like, over=True)

@@ -69,6 +69,18 @@ def dense(
     return reference(folder)
 
 
+def plain(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """The same of one whose configuration has no heads of keys. Matrices are large enough for what lies between."""
+    shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
+    architecture, settings = classes
+    model = randomized(architecture, settings(**{"initializer_range": 0.1, **shape, **config}), seed)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
 def opt(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """An OPT, biases and norms random."""
     shape = {k: v for k, v in SHAPE.items() if k not in ("intermediate_size", "num_key_value_heads")}

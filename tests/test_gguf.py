@@ -528,7 +528,7 @@ def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkey
         ("qwen2.expert_count", 8, "qwen2.expert_count = 8"),
         ("qwen2.logit_scale", 0.5, "qwen2.logit_scale = 0.5"),
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),
-        ("qwen2.hidden_activation", "gelu", "no activation 'gelu'"),
+        ("qwen2.hidden_activation", "mish", "no activation 'mish'"),
         ("qwen2.rope.scaling.factor", "8", "rope.scaling.factor is '8'"),
     ],
 )

@@ -98,7 +98,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"hidden_act": "gelu"}, UnsupportedModelError),
+        ({"hidden_act": "mish"}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "spiral"}}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
@@ -501,6 +501,26 @@ def _recipes():
         ),
         "granite-moe-shared": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=72),
         "granite-moe-shared-none": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=0),
+        "gpt-neox": lambda f: c.plain(f, "GPTNeoX"),
+        "gpt-neox-in-turn-bf16": lambda f: c.plain(
+            f, "GPTNeoX", torch.bfloat16, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new"
+        ),
+        "phi": lambda f: c.dense(f, "Phi"),
+        "phi-mha-bf16": lambda f: c.dense(f, "Phi", torch.bfloat16, num_key_value_heads=4),
+        "falcon": lambda f: c.plain(f, "Falcon"),
+        "falcon-40b": lambda f: c.plain(
+            f, "Falcon", new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=160, tie_word_embeddings=False
+        ),
+        "falcon-one-norm-bf16": lambda f: c.plain(
+            f,
+            "Falcon",
+            torch.bfloat16,
+            new_decoder_architecture=True,
+            num_kv_heads=1,
+            num_ln_in_parallel_attn=1,
+            bias=True,
+        ),
+        "falcon-in-turn": lambda f: c.plain(f, "Falcon", parallel_attn=False, multi_query=False, bias=True),
         "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
         "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
@@ -525,6 +545,8 @@ NAMES = [
     *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen2.5-vl", "qwen2.5-vl-flat"],
     *["lfm2-moe", "lfm2-moe-untied-bf16", "ernie4.5-moe", "ernie4.5-moe-mixed-bf16"],
     *["hunyuan-moe", "hunyuan-moe-tied-bf16", "granite-moe-shared", "granite-moe-shared-none"],
+    *["gpt-neox", "gpt-neox-in-turn-bf16", "phi", "phi-mha-bf16"],
+    *["falcon", "falcon-40b", "falcon-one-norm-bf16", "falcon-in-turn"],
     *["deepseek-v2-groups", "deepseek-v3", "deepseek-v3-guessing-bf16"],
     *["glm4-moe", "glm4-moe-norms-bf16", "glm4-moe-lite", "dots1", "dots1-tied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],

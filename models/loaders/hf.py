@@ -29,6 +29,7 @@ CONTAINERS: dict[str, type[WeightFile]] = {
     WEIGHTS: SafetensorsFile,
     "pytorch_model.bin": TorchFile,
 }  # by a single file's name; the first is taken
+HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's
 MAX_FLOAT = 1e30  # JSON's integers can be larger than any float
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 
@@ -226,7 +227,7 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
-    config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries
+    config["tie_word_embeddings"] = bool(tied) or not any(f"{head}.weight" in entries for head in HEADS)
     return config
 
 
