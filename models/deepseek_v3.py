@@ -36,7 +36,7 @@ class Config(deepseek_v2.Config):
     }
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> Config:
+    def read(cls, config: dict[str, Any]) -> deepseek_v2.Config:
         """As shared_experts.Config.read."""
         config = cls.DEFAULTS | config
         return cls.latent(config | {"rope_interleaved": config["rope_interleave"]})

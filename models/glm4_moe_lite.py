@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lutra.models import deepseek_v3
+from lutra.models import deepseek_v2, deepseek_v3
 from lutra.runtime.errors import UnsupportedModelError
 
 names = deepseek_v3.names
@@ -33,7 +33,7 @@ class Config(deepseek_v3.Config):
     }
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> deepseek_v3.Config:
+    def read(cls, config: dict[str, Any]) -> deepseek_v2.Config:
         """As shared_experts.Config.read. The layers that are mixtures may be listed: as the last ones."""
         if isinstance(kinds := config.get("mlp_layer_types"), list):
             dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)

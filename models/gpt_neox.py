@@ -73,8 +73,8 @@ class Config(starcoder2.Config):
     def order(self) -> np.ndarray:
         """Where attention's q | k | v lie in what layers project."""
         columns = np.arange((self.heads + 2 * self.kv_heads) * self.head_dim, dtype=np.int32)
-        columns = columns.reshape(self.kv_heads, -1, self.head_dim)
-        return np.concatenate([part.ravel() for part in (columns[:, :-2], columns[:, -2], columns[:, -1])])
+        groups = columns.reshape(self.kv_heads, -1, self.head_dim)
+        return np.concatenate([part.ravel() for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])
 
 
 def names(c: Config) -> Names:

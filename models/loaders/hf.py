@@ -103,6 +103,7 @@ def _untie(source: Source) -> None:
 def _shaped(name: str, entry: Entry) -> Entry:
     """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; ERNIE's biases of
     experts, [1, experts], as a vector; others as they are."""
+    shape: tuple[int, ...]
     if len(entry.shape) == 3 and entry.shape[1] == 1:
         shape = entry.shape[::2]
     elif len(entry.shape) == 2 and entry.shape[0] == 1 and name.endswith(".e_score_correction_bias"):
