@@ -212,6 +212,14 @@ def renamed(folder: Path, rename: Callable[[str], str], **config: Any) -> PreTra
     return model
 
 
+def called(folder: Path, model_type: str, **config: Any) -> PreTrainedModel:
+    """A Llama under another name, which transformers runs as a Llama, too."""
+    model = dense_llama(folder, **config)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    return model
+
+
 def said_to_be_tied(folder: Path) -> PreTrainedModel:
     """A Llama with a head of its own, which its configuration denies."""
     dense_llama(folder)
@@ -327,6 +335,9 @@ ERNIE_MOE = dict(
     moe_intermediate_size=48,
     num_hidden_layers=3,
     initializer_range=0.1,
+)
+YOUTU = {key: LATENT[key] for key in ("kv_lora_rank", "q_lora_rank", "v_head_dim", "initializer_range")} | dict(
+    num_key_value_heads=4, qk_nope_head_dim=16, qk_rope_head_dim=8
 )
 GROUPS = dict(n_routed_experts=12, n_group=4, topk_group=2)
 GRANITE = dict(

@@ -521,6 +521,13 @@ def _recipes():
             bias=True,
         ),
         "falcon-in-turn": lambda f: c.plain(f, "Falcon", parallel_attn=False, multi_query=False, bias=True),
+        "internlm3": lambda f: c.called(f, "internlm3", head_dim=24, attention_bias=True, mlp_bias=True),
+        "helium": lambda f: c.dense(f, "Helium", head_dim=16),
+        "cwm": lambda f: c.dense(f, "Cwm", head_dim=24, num_hidden_layers=5, sliding_window=5),
+        "youtu": lambda f: c.dense(f, "Youtu", **c.YOUTU),
+        "youtu-untied-bf16": lambda f: c.dense(
+            f, "Youtu", torch.bfloat16, **c.YOUTU | dict(q_lora_rank=None, tie_word_embeddings=False)
+        ),
         "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
         "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
@@ -547,6 +554,7 @@ NAMES = [
     *["hunyuan-moe", "hunyuan-moe-tied-bf16", "granite-moe-shared", "granite-moe-shared-none"],
     *["gpt-neox", "gpt-neox-in-turn-bf16", "phi", "phi-mha-bf16"],
     *["falcon", "falcon-40b", "falcon-one-norm-bf16", "falcon-in-turn"],
+    *["internlm3", "helium", "cwm", "youtu", "youtu-untied-bf16"],
     *["deepseek-v2-groups", "deepseek-v3", "deepseek-v3-guessing-bf16"],
     *["glm4-moe", "glm4-moe-norms-bf16", "glm4-moe-lite", "dots1", "dots1-tied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
