@@ -45,11 +45,15 @@ ACTIVATIONS = {
     "silu": ops.silu_mul,
     "swish": ops.silu_mul,
     "relu2": ops.relu2_mul,
+    "gelu": lambda gate, up: ops.mul(ops.gelu_erf(gate), up),
     "gelu_pytorch_tanh": ops.gelu_tanh_mul,
+    "gelu_new": ops.gelu_tanh_mul,
 }
 UNGATED: dict[str, Callable[[Any], Any]] = {
     "relu2": lambda x: ops.mul(ops.relu(x), ops.relu(x)),
+    "gelu": ops.gelu_erf,
     "gelu_pytorch_tanh": ops.gelu_tanh,
+    "gelu_new": ops.gelu_tanh,
 }
 
 

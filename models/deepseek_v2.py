@@ -6,18 +6,18 @@ see, not the short vector: values are filled up with zeros to the width of keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lutra.models import blocks, llama, qwen3_moe
+from lutra.models import blocks, llama, shared_experts
 from lutra.models.weights import Names
 from lutra.runtime import ops
 from lutra.runtime.errors import UnsupportedModelError
 
 LATENT_EPS = 1e-6  # of the norms of short vectors
-ATTENTION, MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
+ATTENTION = "model.layers.{}.self_attn"
 TINY = llama.TINY | {
     "model_type": "deepseek_v2",
     "num_hidden_layers": 3,
@@ -37,13 +37,12 @@ TINY = llama.TINY | {
 
 
 @dataclass(frozen=True)
-class Config(qwen3_moe.Config):
+class Config(shared_experts.Config):
     """DeepSeek's.
 
     query_rank, rank: widths of the short vectors that queries (0: there is none), and keys and values, are made of.
     turning: columns of a head's query and key that turn, ``head_dim`` has all; value_dim: of its value. score_scale: of
-    scores. share_scale: of what the chosen experts give. shared_intermediate: width of the shared ones, 0: there are
-    none.
+    scores.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -66,31 +65,37 @@ class Config(qwen3_moe.Config):
     turning: int
     value_dim: int
     score_scale: float
-    share_scale: float
-    shared_intermediate: int
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Config:
-        """As qwen3_moe.Config.read."""
+        """As shared_experts.Config.read."""
         config = cls.DEFAULTS | config
-        _refuse(config)
+        method = config.get("topk_method", "greedy")
+        if method not in ("greedy", "group_limited_greedy"):
+            raise UnsupportedModelError(f"lutra does not choose experts by {method!r:.40} (topk_method)")
+        ungrouped = {"n_group": None, "topk_group": None} if method == "greedy" else {}
+        c = cls.latent(config | ungrouped | {"norm_topk_prob": False})
+        return replace(c, routing=replace(c.routing, leading=1))
+
+    @classmethod
+    def latent(cls, config: dict[str, Any]) -> Config:
+        """The same for any way of choosing experts."""
+        if config.get("moe_layer_freq", 1) != 1:
+            raise UnsupportedModelError("lutra runs DeepSeek's mixtures in all layers but the first ones")
         turning, value_dim = blocks.size(config, "qk_rope_head_dim"), blocks.size(config, "v_head_dim")
         head_dim = blocks.size(config, "qk_nope_head_dim") + turning
         if value_dim > head_dim:
             raise UnsupportedModelError(f"lutra has no values of {value_dim} columns beside keys of {head_dim}")
-        dense = blocks.size(config, "first_k_dense_replace") if config["first_k_dense_replace"] else 0
         known = {
             "head_dim": head_dim,
             "num_key_value_heads": None,
             "rope_scaling": None,
             "partial_rotary_factor": None,
-            "num_local_experts": config["n_routed_experts"],
-            "num_experts": config["n_routed_experts"],
-            "mlp_only_layers": list(range(min(dense, blocks.size(config, "num_hidden_layers")))),
-            "norm_topk_prob": False,
         }
-        c, rope = qwen3_moe.Config.read(config | known), blocks.rope_of(config | {"partial_rotary_factor": 1}, turning)
-        shared = blocks.size(config, "n_shared_experts") if config["n_shared_experts"] else 0
+        c, rope = (
+            shared_experts.Config.read(config | known),
+            blocks.rope_of(config | {"partial_rotary_factor": 1}, turning),
+        )
         return cls(
             **vars(c) | {"frequency": rope.frequency, "magnitude": rope.magnitude},
             query_rank=blocks.size(config, "q_lora_rank") if config["q_lora_rank"] else 0,
@@ -98,8 +103,6 @@ class Config(qwen3_moe.Config):
             turning=turning,
             value_dim=value_dim,
             score_scale=head_dim**-0.5 * _sharpened(config.get("rope_scaling") or {}),
-            share_scale=blocks.factor(config, "routed_scaling_factor"),
-            shared_intermediate=shared * c.expert_intermediate,
         )
 
     @property
@@ -120,13 +123,6 @@ class Config(qwen3_moe.Config):
         return np.ascontiguousarray(columns[:, : self.value_dim]).ravel()
 
 
-def _refuse(config: dict[str, Any]) -> None:
-    if config.get("topk_method", "greedy") != "greedy":
-        raise UnsupportedModelError(f"lutra does not choose experts by {config['topk_method']!r:.40} (topk_method)")
-    if config.get("scoring_func", "softmax") != "softmax" or config.get("moe_layer_freq", 1) != 1:
-        raise UnsupportedModelError("lutra runs DeepSeek's mixtures with softmax, in all layers but the first ones")
-
-
 def _sharpened(scaling: dict[str, Any]) -> float:
     """The factor of scores that goes with YaRN's longer contexts."""
     weight = scaling.get("mscale_all_dim") or 0.0
@@ -145,11 +141,7 @@ def names(c: Config) -> Names:
         found["layers.{}.q_a"] = (f"{ATTENTION}.q_a_proj",)
         found["layers.{}.query_norm"] = (f"{ATTENTION}.q_a_layernorm",)
     found["layers.{}.q"] = (f"{ATTENTION}.{'q_b_proj' if c.query_rank else 'q_proj'}",)
-    for i in c.mixtures if c.shared_intermediate else ():
-        shared = f"{MLP.format(i)}.shared_experts"
-        found[f"layers.{i}.shared_gate_up"] = (f"{shared}.gate_proj", f"{shared}.up_proj")
-        found[f"layers.{i}.shared_down"] = (f"{shared}.down_proj",)
-    return found | qwen3_moe.feed_forward_names(c)
+    return found | shared_experts.names(c)
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -164,10 +156,7 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     }
     if c.query_rank:
         found |= {"layers.{}.q_a": (c.query_rank, c.hidden), "layers.{}.query_norm": (c.query_rank,)}
-    for i in c.mixtures if c.shared_intermediate else ():
-        found[f"layers.{i}.shared_gate_up"] = (2 * c.shared_intermediate, c.hidden)
-        found[f"layers.{i}.shared_down"] = (c.hidden, c.shared_intermediate)
-    return found | qwen3_moe.feed_forward_shapes(c)
+    return found | shared_experts.shapes(c)
 
 
 def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, i: int) -> Any:
@@ -180,22 +169,12 @@ def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, i: int) -> An
     return ops.linear(ops.take_columns(h, c.values), layer.o)
 
 
-def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    """What the i-th layer adds behind its attention."""
-    if i not in c.mixtures:
-        return blocks.feed_forward(c, layer, x)
-    y = ops.scale(qwen3_moe.mixture(c, layer, x), factor=c.share_scale)
-    if not c.shared_intermediate:
-        return y
-    return ops.add(y, ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down))
-
-
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     for i, layer in enumerate(w.layers):
         x = ops.add(x, attend(c, layer, ops.rms_norm(x, layer.attn_norm, eps=c.eps), angles, state, i))
-        x = ops.add(x, feed_forward(c, layer, i, ops.rms_norm(x, layer.mlp_norm, eps=c.eps)))
+        x = ops.add(x, shared_experts.feed_forward(c, layer, i, ops.rms_norm(x, layer.mlp_norm, eps=c.eps)))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(x, w.head)

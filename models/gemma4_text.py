@@ -54,7 +54,7 @@ class Config(gemma3_text.Config):
     global_head_dim, global_kv_heads: of the others, whose ``frequency`` is 0 where pairs do not turn. values_are_keys:
     whether these have no values of their own. sources: the layer whose keys and values each layer sees. widths: of each
     layer's feed-forward. layer_vector: columns of a token's vector for each layer, 0: there is none. experts: of a
-    layer's mixture, 0: there is none; choices and the rest as qwen3_moe's.
+    layer's mixture, 0: there is none; routing and the rest as qwen3_moe's.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = gemma3_text.Config.DEFAULTS | {
@@ -83,8 +83,8 @@ class Config(gemma3_text.Config):
     layer_vector: int
     layer_vocab: int
     experts: int
-    choices: int
-    normalized: bool
+    routing: qwen3_moe.Routing | None
+    biased: bool
     expert_intermediate: int
 
     @classmethod
@@ -105,9 +105,7 @@ class Config(gemma3_text.Config):
         wide = 2 if config["use_double_wide_mlp"] else 1
         mixture = bool(config["enable_moe_block"])
         count = blocks.size(config, "num_experts") if mixture else 0
-        choices = blocks.size(config, "top_k_experts") if mixture else 0
-        if choices > count:
-            raise CorruptModelError(f"config.json: a token cannot choose {choices} of {count} experts")
+        routing = {"num_experts_per_tok": config["top_k_experts"], "norm_topk_prob": True}
         if count > experts.MOST:
             raise UnsupportedModelError(f"lutra has no mixtures of {count} experts", f"it goes up to {experts.MOST}")
         vector = _count(config, "hidden_size_per_layer_input")
@@ -125,8 +123,8 @@ class Config(gemma3_text.Config):
             layer_vector=vector,
             layer_vocab=layer_vocab,
             experts=count,
-            choices=choices,
-            normalized=True,
+            routing=qwen3_moe.Routing.read(routing, count) if mixture else None,
+            biased=False,
             expert_intermediate=blocks.size(config, "moe_intermediate_size") if mixture else 0,
         )
 

@@ -32,7 +32,7 @@ def names(c: Config) -> Names:
     return found | {"layers.{}.router": (f"{mixtral.MOE}.router.layer",)}
 
 
-def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
+def forward(c: Config, w: Any, ids: Any, state: Any, mixture: Any = qwen3_moe.mixture) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.scale(ops.embed(ids, w.embed), factor=c.embed_scale)
@@ -40,7 +40,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
         h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, scale=c.score_scale)
         x = ops.add(x, ops.scale(ops.linear(h, layer.o), factor=c.branch_scale))
-        h = qwen3_moe.mixture(c, layer, ops.rms_norm(x, layer.mlp_norm, eps=c.eps))
+        h = mixture(c, layer, ops.rms_norm(x, layer.mlp_norm, eps=c.eps))
         x = ops.add(x, ops.scale(h, factor=c.branch_scale))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(ops.scale(x, factor=c.head_scale), w.head)

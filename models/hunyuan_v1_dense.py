@@ -23,18 +23,27 @@ class Config(blocks.Config):
     @classmethod
     def read(cls, config: dict[str, Any]) -> blocks.Config:
         """As blocks.Config.read."""
-        scaling = config.get("rope_scaling")
-        if isinstance(scaling, dict) and scaling.get("rope_type") == "dynamic" and scaling.get("alpha"):
-            width = blocks.size(config, "hidden_size") // blocks.size(config, "num_attention_heads")
-            width = blocks.size(config, "head_dim", width)
-            theta = blocks.factor(config, "rope_theta", 1e4)
-            theta *= blocks.factor(scaling, "alpha") ** (width / max(width - 2, 1))
-            config = config | {"rope_theta": theta, "rope_scaling": None}
-        return super().read(config)
+        return super().read(with_larger_theta(config))
 
 
-def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
-    """Token ids [rows, 1] to logits [outputs, vocab]."""
+def with_larger_theta(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without alpha."""
+    scaling = config.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("rope_type") != "dynamic" or not scaling.get("alpha"):
+        return config
+    width = blocks.size(config, "hidden_size") // blocks.size(config, "num_attention_heads")
+    width = blocks.size(config, "head_dim", width)
+    theta = blocks.factor(config, "rope_theta", 1e4)
+    theta *= blocks.factor(scaling, "alpha") ** (width / max(width - 2, 1))
+    return config | {"rope_theta": theta, "rope_scaling": None}
+
+
+def _feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    return blocks.feed_forward(c, layer, x)
+
+
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_forward) -> Any:
+    """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind its attention."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     for i, layer in enumerate(w.layers):
@@ -42,8 +51,6 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
         h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, norms, norms_last=True)
         x = ops.add(x, ops.linear(h, layer.o))
-        h = ops.rms_norm(x, layer.mlp_norm, eps=c.eps)
-        h = blocks.gated(c, ops.linear(h, layer.gate_up))
-        x = ops.add(x, ops.linear(h, layer.down))
+        x = ops.add(x, feed_forward(c, layer, i, ops.rms_norm(x, layer.mlp_norm, eps=c.eps)))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(x, w.head)

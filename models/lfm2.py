@@ -135,8 +135,12 @@ def convolve(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     return ops.mul(behind, h)
 
 
-def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
-    """Token ids [rows, 1] to logits [outputs, vocab]."""
+def _feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    return blocks.feed_forward(c, layer, x)
+
+
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_forward) -> Any:
+    """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind the rest."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     convolving = 0
@@ -149,6 +153,6 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
             h = convolve(c, layer, h, state, convolving * c.remembered)
             convolving += 1
         x = ops.add(x, ops.linear(h, layer.o))
-        x = ops.add(x, blocks.feed_forward(c, layer, ops.rms_norm(x, layer.mlp_norm, eps=c.eps)))
+        x = ops.add(x, feed_forward(c, layer, i, ops.rms_norm(x, layer.mlp_norm, eps=c.eps)))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(x, w.head)

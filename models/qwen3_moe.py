@@ -24,14 +24,41 @@ TINY = qwen3.TINY | {
     "norm_topk_prob": True,
 }
 FEED_FORWARD = ("layers.{}.gate_up", "layers.{}.down")
+SCORES = ("softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a token chooses its k experts: the attributes of ops.route."""
+
+    k: int
+    normalize: bool
+    sigmoid: bool = False
+    groups: int = 1
+    kept: int = 1
+    leading: int = 1
+
+    @classmethod
+    def read(cls, config: dict[str, Any], count: int) -> Routing:
+        """What a configuration says of so many experts. A group is as good as its two best."""
+        k, groups = blocks.size(config, "num_experts_per_tok"), blocks.size(config, "n_group", 1)
+        kept, score = blocks.size(config, "topk_group", groups), config.get("scoring_func") or "softmax"
+        if k > count:
+            raise CorruptModelError(f"config.json: a token cannot choose {k} of {count} experts")
+        if score not in SCORES:
+            raise UnsupportedModelError(f"lutra does not choose experts by {score!r:.40} (scoring_func)")
+        if kept > groups or count % groups or kept * (count // groups) < k:
+            raise CorruptModelError(f"config.json: {k} of {count} experts cannot be in {kept} of {groups} groups")
+        leading = min(2, count // groups)
+        return cls(k, bool(config.get("norm_topk_prob", False)), score == "sigmoid", groups, kept, leading)
 
 
 @dataclass(frozen=True)
 class Config(qwen3.Config):
     """Qwen3's, and that of the mixtures.
 
-    mixtures: the layers that have one; the others have one feed-forward. experts: of each. choices: of them, a token's.
-    normalized: whether the shares of these add up to 1. expert_intermediate: width of an expert.
+    mixtures: the layers that have one; the others have one feed-forward. experts: of each. routing: how they are
+    chosen. biased: whether by biases, too. expert_intermediate: width of an expert.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
@@ -43,8 +70,8 @@ class Config(qwen3.Config):
 
     mixtures: tuple[int, ...]
     experts: int
-    choices: int
-    normalized: bool
+    routing: Routing
+    biased: bool
     expert_intermediate: int
 
     @classmethod
@@ -54,9 +81,7 @@ class Config(qwen3.Config):
             config = {"num_experts": config["num_local_experts"]} | config
         config = cls.DEFAULTS | config
         c = blocks.Config.read(config)
-        count, choices = blocks.size(config, "num_experts"), blocks.size(config, "num_experts_per_tok")
-        if choices > count:
-            raise CorruptModelError(f"config.json: a token cannot choose {choices} of {count} experts")
+        count = blocks.size(config, "num_experts")
         if count > experts.MOST:
             raise UnsupportedModelError(f"lutra has no mixtures of {count} experts", f"it goes up to {experts.MOST}")
         step, dense = blocks.size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
@@ -66,8 +91,8 @@ class Config(qwen3.Config):
             **vars(c),
             mixtures=tuple(i for i in range(c.layers) if i not in dense and (i + 1) % step == 0),
             experts=count,
-            choices=choices,
-            normalized=bool(config.get("norm_topk_prob", False)),
+            routing=Routing.read(config, count),
+            biased=bool(config.get("use_expert_bias", False)),
             expert_intermediate=blocks.size(config, "moe_intermediate_size"),
         )
 
@@ -93,7 +118,11 @@ def feed_forward_names(c: Config) -> dict[str, Any]:
             continue
         each = (tuple(stem.replace(".mlp.", f".mlp.experts.{e}.") for stem in own) for e in range(c.experts))
         found[f"layers.{i}.experts_{role.rpartition('.')[2]}"] = Experts(each)
-    return found | {f"layers.{i}.router": (f"model.layers.{i}.mlp.gate",) for i in c.mixtures}
+    for i in c.mixtures:
+        found[f"layers.{i}.router"] = (f"model.layers.{i}.mlp.gate",)
+        if c.biased:
+            found[f"layers.{i}.router_bias"] = (f"model.layers.{i}.mlp.gate.e_score_correction_bias",)
+    return found
 
 
 def feed_forward_shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -102,6 +131,8 @@ def feed_forward_shapes(c: Config) -> dict[str, tuple[int, ...]]:
     for i in range(c.layers):
         if i in c.mixtures:
             found[f"layers.{i}.router"] = (c.experts, c.hidden)
+            if c.biased:
+                found[f"layers.{i}.router_bias"] = (c.experts,)
             found[f"layers.{i}.experts_gate_up"] = (c.experts, 2 * c.expert_intermediate, c.hidden)
             found[f"layers.{i}.experts_down"] = (c.experts, c.hidden, c.expert_intermediate)
         else:
@@ -125,7 +156,8 @@ def mixture(
     each gives times that.
     """
     logits = ops.linear(x if seen is None else seen, layer.router)
-    chosen, share = ops.route(logits, k=c.choices, normalize=c.normalized)
+    bias = [layer.router_bias] if c.biased else []
+    chosen, share = ops.route(logits, *bias, **vars(c.routing))
     place = ops.line_up(chosen, experts=c.experts)
     h = ops.experts(ops.spread(x, place), layer.experts_gate_up, chosen)
     h = ops.experts(gated(c, h), layer.experts_down, chosen)

@@ -68,7 +68,20 @@ EMBEDDINGS = ("embed", "positions", "layer_embed")  # tables of which a token re
 # How roles end of matrices that are kept: they are small and decide much.
 SMALL = (".router", ".gates", ".shared_gate", ".conv", ".q_norm", ".k_norm")
 # How names end that are whole: others are those of a weight and a bias.
-NO_WEIGHTS = (".bias", ".A_log", ".dt_bias", ".D", ".sinks", ".layer_scalar", ".router.scale", ".per_expert_scale")
+NO_WEIGHTS = (
+    ".bias",
+    ".A_log",
+    ".dt_bias",
+    ".D",
+    ".sinks",
+    ".layer_scalar",
+    ".router.scale",
+    ".per_expert_scale",
+    ".e_score_correction_bias",
+    ".expert_bias",
+)
+# How names end of tables that older releases store and nobody needs: frequencies, and masks of attention.
+COMPUTED = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 LOSSLESS = {"F16": "f16", "BF16": "bf16"}  # by a checkpoint's element type; f32 holds any other
 
 
@@ -283,7 +296,7 @@ def _refuse_leftovers(checkpoint: Checkpoint, stems: set[str]) -> None:
     """A tensor that nobody reads means a model that is not what its config.json says."""
     known = {tensor_of(stem) for stem in stems} | {f"{stem}.bias" for stem in stems}
     for name in checkpoint.names():
-        if name not in known and not name.endswith("rotary_emb.inv_freq"):
+        if name not in known and not name.endswith(COMPUTED):
             raise UnsupportedModelError(
                 f"{checkpoint.config.get('model_type')} models have no tensor {name!r}",
                 "lutra would have to ignore it, and the answers would be wrong",

@@ -7,6 +7,7 @@ per token. A new op needs: a function here, and native/kernels/<op>.c.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "embed",
     "experts",
     "gather",
+    "gelu_erf",
     "gelu_tanh",
     "gelu_tanh_mul",
     "hadamard",
@@ -238,16 +240,44 @@ def _linear(x: Array, weight: Packed) -> Array:
     return x @ matrix.T
 
 
-@op(lambda logits, *, k, normalize: [(k, np.int32), (k, f32)])
-def route(logits: Array, *, k: int, normalize: bool) -> Array:
-    """The k largest of each row's logits, largest first, ties by lower index: which, and their shares of the softmax.
+@op(lambda logits, *_, k, **__: [(k, np.int32), (k, f32)])
+def route(
+    logits: Array,
+    bias: np.ndarray | None = None,
+    *,
+    k: int,
+    normalize: bool,
+    sigmoid: bool,
+    groups: int,
+    kept: int,
+    leading: int,
+) -> Array:
+    """The k best experts of each row, best first, ties by lower index: which, and their shares.
 
-    Returns int32 and float32 [rows, k]. normalize: shares of the softmax of these k alone.
+    Returns int32 and float32 [rows, k]. A share is an expert's part of the softmax, or its sigmoid. Best are the
+    largest logits; with a bias, float32 [experts], the largest sums of share and bias (Wang et al. 2024), which weighs
+    nothing.
+    Of several groups only the ``kept`` are chosen from whose ``leading`` best have the largest sums (DeepSeek-AI 2024).
+    normalize: the chosen ones' shares are divided by their sum.
     """
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int32)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    with np.errstate(over="ignore"):
+        powers = 1 / (1 + np.exp(-logits)) if sigmoid else np.exp(logits - logits.max(axis=1, keepdims=True))
+    total = f32(1) if sigmoid else powers.sum(axis=1, keepdims=True)
+    score = powers / total if sigmoid or bias is not None else logits
+    score = score if bias is None else score + bias
+    if groups > 1:
+        score = _best_groups(score.reshape(len(score), groups, -1), kept, leading)
+    chosen = np.argsort(-score, axis=1, kind="stable")[:, :k].astype(np.int32)
     share = np.take_along_axis(powers, chosen, axis=1)
-    return chosen, share / (share if normalize else powers).sum(axis=1, keepdims=True)
+    return chosen, share / (share.sum(axis=1, keepdims=True) + f32(1e-20) if normalize else total)
+
+
+def _best_groups(score: np.ndarray, kept: int, leading: int) -> np.ndarray:
+    """score: [rows, groups, experts] -> [rows, groups * experts], what is in other groups below everything."""
+    sums = np.sort(score, axis=2)[:, :, : -leading - 1 : -1].sum(axis=2)
+    best = np.argsort(-sums, axis=1, kind="stable")[:, :kept]
+    keep = (best[:, :, None] == np.arange(score.shape[1])).any(axis=1)
+    return np.where(keep[:, :, None], score, -np.inf).astype(score.dtype).reshape(len(score), -1)
 
 
 @op(lambda chosen, **_: [(chosen.shape[1], np.int32)], local=False)
@@ -415,6 +445,17 @@ def relu(x: Array) -> Array:
 def relu2_mul(gate: Array, up: Array) -> Array:
     """max(gate, 0)^2 * up (squared ReLU: So et al. 2021)."""
     return np.maximum(gate, 0) ** 2 * up
+
+
+@op(_like, over=True)
+def gelu_erf(x: Array) -> Array:
+    """x (1 + erf(x / sqrt(2))) / 2 (Hendrycks & Gimpel 2016)."""
+    return (x * _below(x.astype(np.float64))).astype(x.dtype)
+
+
+def _below(x: np.ndarray) -> np.ndarray:
+    """The chance of a normal number below x."""
+    return np.frompyfunc(lambda each: math.erfc(-each / math.sqrt(2)) / 2, 1, 1)(x).astype(np.float64)
 
 
 @op(_like, over=True)

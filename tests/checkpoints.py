@@ -69,6 +69,18 @@ def dense(
     return reference(folder)
 
 
+def plain(
+    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """The same of one whose configuration has no heads of keys. Matrices are large enough for what lies between."""
+    shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
+    architecture, settings = classes
+    model = randomized(architecture, settings(**{"initializer_range": 0.1, **shape, **config}), seed)
+    model.to(dtype).save_pretrained(folder)
+    return reference(folder)
+
+
 def opt(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """An OPT, biases and norms random."""
     shape = {k: v for k, v in SHAPE.items() if k not in ("intermediate_size", "num_key_value_heads")}
@@ -263,6 +275,14 @@ def renamed(folder: Path, rename: Callable[[str], str], **config: Any) -> PreTra
     return model
 
 
+def called(folder: Path, model_type: str, **config: Any) -> PreTrainedModel:
+    """A Llama under another name, which transformers runs as a Llama, too."""
+    model = dense_llama(folder, **config)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    return model
+
+
 def said_to_be_tied(folder: Path) -> PreTrainedModel:
     """A Llama with a head of its own, which its configuration denies."""
     dense_llama(folder)
@@ -316,6 +336,19 @@ def hybrid_with_images(folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def guessing(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The same with a layer behind the last one, for guessing a second token; releases of mixtures have one."""
+    layers, tensors = model.config.num_hidden_layers, load_file(folder / "model.safetensors")
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"model.layers.{layers - 1}.")}
+    last, behind = f"layers.{layers - 1}.", f"layers.{layers}."
+    tensors |= {name.replace(last, behind): torch.zeros_like(tensor) for name, tensor in own.items()}
+    tensors[f"model.layers.{layers}.eh_proj.weight"] = torch.zeros(64, 128)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    return model
+
+
 SHARED = dict(
     num_experts=7,
     num_experts_per_tok=3,
@@ -339,6 +372,37 @@ LATENT = dict(
     routed_scaling_factor=2.0,
     initializer_range=0.1,
 )
+CHOSEN = dict(
+    n_routed_experts=6,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    moe_intermediate_size=48,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    routed_scaling_factor=1.5,
+    initializer_range=0.1,
+)
+LFM2_MOE = dict(
+    num_experts=6,
+    num_experts_per_tok=3,
+    moe_intermediate_size=48,
+    num_dense_layers=1,
+    num_hidden_layers=3,
+    layer_types=["conv", "full_attention", "conv"],
+    initializer_range=0.1,
+)
+ERNIE_MOE = dict(
+    moe_num_experts=6,
+    moe_k=3,
+    moe_num_shared_experts=2,
+    moe_intermediate_size=48,
+    num_hidden_layers=3,
+    initializer_range=0.1,
+)
+YOUTU = {key: LATENT[key] for key in ("kv_lora_rank", "q_lora_rank", "v_head_dim", "initializer_range")} | dict(
+    num_key_value_heads=4, qk_nope_head_dim=16, qk_rope_head_dim=8
+)
+GROUPS = dict(n_routed_experts=12, n_group=4, topk_group=2)
 GRANITE = dict(
     embedding_multiplier=12.0,
     residual_multiplier=0.22,
@@ -547,6 +611,9 @@ def randomized(architecture: type, config: Any, seed: int) -> PreTrainedModel:
             parameter.data.uniform_(0.5, 1.5)
         elif name.endswith((".bias", "_bias", ".sinks")):
             parameter.data.normal_(0, 0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("_correction_bias", ".expert_bias")):
+            buffer.normal_(0, 0.1)
     return model
 
 

@@ -99,6 +99,25 @@ ARCHS = {
     "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
     "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
     "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
+    "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
+    "glm4_moe": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM, gguf.MODEL_ARCH.GLM4_MOE),
+    "glm4_moe_lite": (
+        transformers.Glm4MoeLiteConfig,
+        transformers.Glm4MoeLiteForCausalLM,
+        gguf.MODEL_ARCH.DEEPSEEK2,
+    ),
+    "ernie4_5_moe": (
+        transformers.Ernie4_5_MoeConfig,
+        transformers.Ernie4_5_MoeForCausalLM,
+        gguf.MODEL_ARCH.ERNIE4_5_MOE,
+    ),
+    "hunyuan_v1_moe": (
+        transformers.HunYuanMoEV1Config,
+        transformers.HunYuanMoEV1ForCausalLM,
+        gguf.MODEL_ARCH.HUNYUAN_MOE,
+    ),
+    "lfm2_moe": (transformers.Lfm2MoeConfig, transformers.Lfm2MoeForCausalLM, gguf.MODEL_ARCH.LFM2MOE),
+    "dots1": (transformers.Dots1Config, transformers.Dots1ForCausalLM, gguf.MODEL_ARCH.DOTS1),
     "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
     "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
     "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
@@ -112,6 +131,7 @@ ARCHS = {
 }
 # Files of theirs have RoPE's pairs side by side.
 NEIGHBOURS = ("arcee", "granite", "granitehybrid", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # keys and values made of a short vector
 REMEMBERING = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 MAMBA = ("granitemoehybrid", "falcon_h1", "nemotron_h")
 PLAIN = (
@@ -138,6 +158,9 @@ KNOWN_AS = {  # to gguf-py
     "self_attn.sinks": "self_attn.sinks.weight",
     "shared_mlp.output_linear": "mlp.down_proj",
     "moe.router.weight": "moe.router.layer.weight",
+    "gate.moe_statics": "moe_statics",
+    "e_score_correction_bias": "e_score_correction.bias",
+    ".expert_bias": ".expert_bias.bias",
 }
 Model = transformers.PreTrainedModel
 
@@ -267,6 +290,7 @@ def write(
         stored = rotation.turned(stored) if turns else stored
         type = "F32"
         single = tensor.endswith("shared_expert_gate.weight")
+        single = single or tensor.endswith("moe_statics.e_score_correction_bias")
         stored = stored[0] if single else stored
         if stored.ndim == 2 and not any(part in tensor for part in PLAIN):
             type, turn = types[turn % len(types)], turn + 1
@@ -363,7 +387,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
     if hasattr(config, "intermediate_size") and config.model_type not in ("gemma4_text", "nemotron_h"):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    if config.model_type == "deepseek_v2":
+    if config.model_type in LATENT:
         _latent(writer, config, newer)
     elif config.model_type != "gemma4_text":
         writer.add_key_length(head_dim)
@@ -373,7 +397,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
     else:
         names = ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon")
         writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
-    if config.model_type == "lfm2":
+    if config.model_type in ("lfm2", "lfm2_moe"):
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_shortconv_l_cache(config.conv_L_cache)
         kv = [config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types]
@@ -385,7 +409,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_rope_scaling_finetuned(getattr(config, "position_embedding_type", None) == "rope")
     elif config.model_type == "gemma4_text":
         _gemma4(writer, config)
-    elif config.model_type != "deepseek_v2":
+    elif config.model_type not in LATENT:
         writer.add_head_count_kv(config.num_key_value_heads)
     if config.model_type == "nemotron_h":
         writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
@@ -426,10 +450,24 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    if getattr(config, "n_routed_experts", 0):
+        _routing(writer, config)
+    if config.model_type == "lfm2_moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if config.model_type == "ernie4_5_moe":
+        writer.add_leading_dense_block_count(config.moe_layer_start_index)
+        writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+        writer.add_expert_shared_count(config.moe_num_shared_experts)
+        writer.add_expert_shared_feed_forward_length(config.moe_num_shared_experts * config.moe_intermediate_size)
+    if config.model_type == "hunyuan_v1_moe":
+        writer.add_expert_shared_count(1)
+        writer.add_expert_shared_feed_forward_length(config.intermediate_size)
     count = getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0)
     if count and config.model_type != "nemotron_h":
         writer.add_expert_count(count)
-        writer.add_expert_used_count(getattr(config, "top_k_experts", None) or config.num_experts_per_tok)
+        chosen = getattr(config, "moe_topk", None) or getattr(config, "top_k_experts", None)
+        writer.add_expert_used_count(chosen or config.num_experts_per_tok)
         if config.model_type not in ("mixtral", "olmoe", "granitemoe"):
             width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
             writer.add_expert_feed_forward_length(width)
@@ -481,9 +519,19 @@ def _latent(writer: gguf.GGUFWriter, config: Any, newer: bool) -> None:
     if config.q_lora_rank:
         writer.add_q_lora_rank(config.q_lora_rank)
     writer.add_kv_lora_rank(config.kv_lora_rank)
-    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+
+
+def _routing(writer: gguf.GGUFWriter, config: Any) -> None:
+    """What files say of how tokens choose experts."""
+    writer.add_leading_dense_block_count(getattr(config, "first_k_dense_replace", 1))
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
+    if config.model_type == "deepseek_v2":
+        return
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
 
 
 def as_stored(name: str, values: np.ndarray, config: Any, neighbours: bool, back: bool = False) -> np.ndarray:

@@ -318,6 +318,15 @@ def relu2_mul(rng: Rng) -> Iterator[Case]:
         yield Case(f"{kind} {n} x {cols}", ops.relu2_mul, (Rows(gate), Rows(up)), bound=bound)
 
 
+@register("gelu_erf")
+def gelu_erf(rng: Rng) -> Iterator[Case]:
+    for label, x, _ in gelu_inputs(rng):
+        # As gelu_tanh: the exponent is off by 2 roundings; above 0, where it is a difference, the tail is below a half.
+        exponent = np.minimum(x.astype(float) ** 2 / 2, 89)
+        bound = (14 + 3 * exponent) * EPS * np.abs(reference(ops.gelu_erf, x)) + 1.2e-38 * np.abs(x) + 2 * TINY
+        yield Case(label, ops.gelu_erf, (Rows(x),), bound=bound)
+
+
 @register("gelu_tanh")
 def gelu_tanh(rng: Rng) -> Iterator[Case]:
     for label, x, _ in gelu_inputs(rng):
@@ -408,21 +417,39 @@ def tail(rng: Rng) -> Iterator[Case]:
 CHOICES = [(1, 1, 1), (1, 8, 3), (5, 8, 8), (13, 60, 4), (97, 128, 8), (193, 1024, 10)]  # rows, experts, choices
 
 
+# groups, those kept, and how many of the best count, by what divides the experts
+GROUPS = {128: (8, 3, 2), 1024: (4, 1, 1)}
+
+
 @register("route")
 def route(rng: Rng) -> Iterator[Case]:
     for i, (n, experts, k) in enumerate(CHOICES):
-        for kind in ("normal", "ties", "far"):
+        for kind in ("normal", "ties", "far", "sigmoid", "sigmoid ties", "biased", "biased sigmoid"):
             logits = {
-                "normal": normal(rng, n, experts),
                 "ties": rng.integers(0, 3, (n, experts)).astype(f32),
                 "far": 200 * normal(rng, n, experts),
-            }[kind]
-            attrs = {"k": k, "normalize": i % 2 == 0}
-            _, share = reference(ops.route, logits, **attrs)
+            }.get(kind.rpartition(" ")[2], normal(rng, n, experts))
+            sigmoid, groups = "sigmoid" in kind, GROUPS.get(experts) if "sigmoid" in kind else None
+            attrs: dict[str, Any] = {"k": k, "normalize": i % 2 == 0, "sigmoid": sigmoid}
+            attrs |= dict(zip(("groups", "kept", "leading"), groups or (1, 1, 1), strict=True))
+            bias = [0.2 * normal(rng, experts)] if "biased" in kind else []
+            if "ties" not in kind:
+                logits = clear(rng, logits, *bias, **attrs)
+            _, share = reference(ops.route, logits, *bias, **attrs)
             # e^x of a rounded difference, a sum over lanes, a quotient; e^x ends at e^-87.
-            size = np.ptp(logits, axis=1, keepdims=True).clip(0, 90)
+            size = np.abs(logits) if sigmoid else np.ptp(logits, axis=1, keepdims=True)
+            size = size.max(axis=1, keepdims=True).clip(0, 90)
             bound = (2 * size + experts / LANES + 12) * EPS * share + 1e-37
-            yield Case(f"{kind} {k} of {experts}, {n} rows", ops.route, (Rows(logits),), attrs, bound)
+            yield Case(f"{kind} {k} of {experts}, {n} rows", ops.route, (Rows(logits), *bias), attrs, bound)
+
+
+def clear(rng: Rng, logits: np.ndarray, *bias: np.ndarray, **attrs: Any) -> np.ndarray:
+    """The rows whose choice does not hang on how a score is rounded; others become the first that is such, or zeros."""
+    off = 1 + 1e-5 * rng.uniform(-1, 1, logits.shape)
+    (expected, _), (found, _) = (ops.route(x, *bias, **attrs) for x in (logits.astype(np.float64), logits * off))
+    same = (expected == found).all(axis=1)
+    first = logits[same.argmax()] if same.any() else np.zeros_like(logits[0])
+    return np.where(same[:, None], logits, first)
 
 
 def choices(rng: Rng, n: int, experts: int, k: int) -> np.ndarray:

@@ -25,8 +25,8 @@ def chosen_in_first_layer(m, token):
     """The experts that a token chooses at the beginning of a text."""
     seen = {}
 
-    def route(logits, **attrs):
-        found = original(logits, **attrs)
+    def route(*args, **attrs):
+        found = original(*args, **attrs)
         seen.setdefault("first", found[0])
         return found
 
@@ -63,7 +63,9 @@ def test_ranges_of_many_experts():
         )
         assert weight.check("it").shape == (count, 33, 40)
         x = rng.standard_normal((rows, 40)).astype(np.float32)
-        chosen, _ = ops.route(rng.standard_normal((rows, count)).astype(np.float32), k=k, normalize=False)
+        chosen, _ = ops.route(
+            rng.standard_normal((rows, count)).astype(np.float32), **vars(qwen3_moe.Routing(k, False))
+        )
         place = ops.line_up(chosen, experts=count)
         y = ops.experts(ops.spread(x, place), weight, chosen)
         for row, choice in np.ndindex(rows, k):

@@ -154,6 +154,30 @@ DEEPSEEK_YARN = dict(
     mscale_all_dim=0.707,
     original_max_position_embeddings=64,
 )
+CHOSEN = dict(
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    moe_intermediate_size=256,
+    first_k_dense_replace=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+    initializer_range=0.1,
+)
+GROUPS = dict(n_routed_experts=8, n_group=4, topk_group=2)
+UNGROUPED = dict(n_group=1, topk_group=1)
+LFM2MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, num_dense_layers=1)
+ERNIE_MOE = dict(
+    head_dim=64,
+    moe_num_experts=4,
+    moe_k=2,
+    moe_num_shared_experts=2,
+    moe_intermediate_size=256,
+    num_hidden_layers=3,
+    initializer_range=0.1,
+)
+HUNYUAN_MOE = dict(head_dim=64, num_experts=4, moe_topk=2, initializer_range=0.1)
+LITE = LATENT | CHOSEN
 GPT_OSS = dict(head_dim=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=3, initializer_range=0.1)
 GEMMA4 = dict(
     head_dim=64,
@@ -254,6 +278,18 @@ ARCHS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
         dict(newer=True),
     ),
+    "deepseek3, of experts": ("deepseek_v3", LATENT | CHOSEN | GROUPS, {}),
+    "deepseek3, of experts, newer": (
+        "deepseek_v3",
+        LATENT | CHOSEN | UNGROUPED | dict(q_lora_rank=None, norm_topk_prob=False),
+        dict(newer=True),
+    ),
+    "glm4moe, of experts": ("glm4_moe", CHOSEN | dict(head_dim=64, use_qk_norm=True), {}),
+    "glm4moe lite, of experts": ("glm4_moe_lite", LITE, dict(newer=True)),
+    "lfm2moe, of experts": ("lfm2_moe", LFM2 | LFM2MOE, {}),
+    "ernie4_5-moe, of experts": ("ernie4_5_moe", ERNIE_MOE, {}),
+    "hunyuan-moe, of experts": ("hunyuan_v1_moe", HUNYUAN_MOE, {}),
+    "dots1, of experts": ("dots1", CHOSEN | dict(head_dim=64), {}),
     "internlm2": ("llama", {}, dict(arch="internlm2")),
     "exaone": ("llama", {}, dict(arch="exaone")),
     "qwen3vl": ("qwen3", dict(head_dim=128), dict(arch="qwen3vl")),
@@ -342,6 +378,13 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         LATENT | dict(max_position_embeddings=512, rope_parameters=DEEPSEEK_YARN),
         ["F16"],
     ),
+    "deepseek3": ("deepseek_v3", LATENT | CHOSEN | GROUPS, ["F16"]),
+    "glm4moe": ("glm4_moe", CHOSEN | dict(head_dim=64, use_qk_norm=True), ["F16"]),
+    "glm4moe lite": ("glm4_moe_lite", LITE, ["F16"]),
+    "lfm2moe": ("lfm2_moe", LFM2 | LFM2MOE, ["F16"]),
+    "ernie4_5-moe": ("ernie4_5_moe", ERNIE_MOE, ["F16"]),
+    "hunyuan-moe": ("hunyuan_v1_moe", HUNYUAN_MOE, ["F16"]),
+    "dots1": ("dots1", CHOSEN | dict(head_dim=64, num_key_value_heads=4), ["F16"]),
     "internlm2": ("llama", {}, MIXED),
     "exaone": ("llama", {}, MIXED),
     "qwen2vl": ("qwen2", {}, MIXED),
@@ -535,7 +578,7 @@ def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkey
         ("qwen2.expert_count", 8, "qwen2.expert_count = 8"),
         ("qwen2.logit_scale", 0.5, "qwen2.logit_scale = 0.5"),
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),
-        ("qwen2.hidden_activation", "gelu", "no activation 'gelu'"),
+        ("qwen2.hidden_activation", "mish", "no activation 'mish'"),
         ("qwen2.rope.scaling.factor", "8", "rope.scaling.factor is '8'"),
     ],
 )

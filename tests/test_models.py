@@ -106,7 +106,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"hidden_act": "gelu"}, UnsupportedModelError),
+        ({"hidden_act": "mish"}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "spiral"}}, UnsupportedModelError),
         ({"rope_scaling": {"rope_type": "yarn"}}, CorruptModelError),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, CorruptModelError),
@@ -142,8 +142,11 @@ def test_configurations_that_make_no_model(change, error):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"topk_method": "group_limited_greedy"}, UnsupportedModelError),
-        ({"scoring_func": "sigmoid"}, UnsupportedModelError),
+        ({"topk_method": "noaux_tc"}, UnsupportedModelError),
+        ({"scoring_func": "tanh"}, UnsupportedModelError),
+        ({"moe_layer_freq": 2}, UnsupportedModelError),
+        ({"topk_method": "group_limited_greedy", "n_group": 4}, CorruptModelError),
+        ({"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 1}, CorruptModelError),
         ({"v_head_dim": 40}, UnsupportedModelError),
         ({"kv_lora_rank": 0}, CorruptModelError),
         ({"qk_rope_head_dim": 7}, CorruptModelError),
@@ -518,6 +521,84 @@ def _recipes():
                 },
             ),
         ),
+        "deepseek-v2-groups": lambda f: c.dense(
+            f, "DeepseekV2", **c.LATENT | c.GROUPS | dict(topk_method="group_limited_greedy")
+        ),
+        "deepseek-v3": lambda f: c.dense(f, "DeepseekV3", **c.LATENT | c.GROUPS),
+        "deepseek-v3-guessing-bf16": lambda f: c.guessing(
+            f,
+            c.dense(
+                f,
+                "DeepseekV3",
+                torch.bfloat16,
+                **c.LATENT | dict(q_lora_rank=None, n_group=1, topk_group=1, norm_topk_prob=False, v_head_dim=24),
+            ),
+        ),
+        "glm4-moe": lambda f: c.dense(f, "Glm4Moe", **c.CHOSEN, attention_bias=True),
+        "glm4-moe-norms-bf16": lambda f: c.guessing(
+            f, c.dense(f, "Glm4Moe", torch.bfloat16, **c.CHOSEN | c.GROUPS, use_qk_norm=True, head_dim=24)
+        ),
+        "glm4-moe-lite": lambda f: c.dense(f, "Glm4MoeLite", **c.LATENT | dict(v_head_dim=24)),
+        "dots1": lambda f: c.dense(f, "Dots1", **c.CHOSEN, norm_topk_prob=True),
+        "dots1-tied-bf16": lambda f: c.dense(
+            f, "Dots1", torch.bfloat16, **c.CHOSEN | dict(n_shared_experts=1, tie_word_embeddings=True, head_dim=24)
+        ),
+        "lfm2-moe": lambda f: c.dense(f, "Lfm2Moe", **c.LFM2_MOE),
+        "lfm2-moe-untied-bf16": lambda f: c.dense(
+            f,
+            "Lfm2Moe",
+            torch.bfloat16,
+            **c.LFM2_MOE | dict(use_expert_bias=False, routed_scaling_factor=1.5, tie_word_embeddings=False),
+        ),
+        "ernie4.5-moe": lambda f: c.dense(f, "Ernie4_5_Moe", **c.ERNIE_MOE),
+        "ernie4.5-moe-mixed-bf16": lambda f: c.dense(
+            f,
+            "Ernie4_5_Moe",
+            torch.bfloat16,
+            **c.ERNIE_MOE | dict(num_hidden_layers=5, moe_layer_interval=2, use_bias=True, tie_word_embeddings=False),
+        ),
+        "hunyuan-moe": lambda f: c.dense(
+            f, "HunYuanMoEV1", num_experts=6, moe_topk=3, head_dim=16, initializer_range=0.1
+        ),
+        "hunyuan-moe-tied-bf16": lambda f: c.dense(
+            f,
+            "HunYuanMoEV1",
+            torch.bfloat16,
+            num_experts=5,
+            moe_topk=[2, 2],
+            head_dim=24,
+            initializer_range=0.1,
+            tie_word_embeddings=True,
+        ),
+        "granite-moe-shared": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=72),
+        "granite-moe-shared-none": lambda f: c.dense(f, "GraniteMoeShared", **c.GRANITE, shared_intermediate_size=0),
+        "gpt-neox": lambda f: c.plain(f, "GPTNeoX"),
+        "gpt-neox-in-turn-bf16": lambda f: c.plain(
+            f, "GPTNeoX", torch.bfloat16, use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new"
+        ),
+        "phi": lambda f: c.dense(f, "Phi"),
+        "phi-mha-bf16": lambda f: c.dense(f, "Phi", torch.bfloat16, num_key_value_heads=4),
+        "falcon": lambda f: c.plain(f, "Falcon"),
+        "falcon-40b": lambda f: c.plain(
+            f, "Falcon", new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=160, tie_word_embeddings=False
+        ),
+        "falcon-one-norm-bf16": lambda f: c.plain(
+            f,
+            "Falcon",
+            torch.bfloat16,
+            new_decoder_architecture=True,
+            num_kv_heads=1,
+            num_ln_in_parallel_attn=1,
+            bias=True,
+        ),
+        "falcon-in-turn": lambda f: c.plain(f, "Falcon", parallel_attn=False, multi_query=False, bias=True),
+        "internlm3": lambda f: c.called(f, "internlm3", head_dim=24, attention_bias=True, mlp_bias=True),
+        "helium": lambda f: c.dense(f, "Helium", head_dim=16),
+        "cwm": lambda f: c.dense(f, "Cwm", head_dim=24, num_hidden_layers=5, sliding_window=5),
+        "youtu": lambda f: c.dense(f, "Youtu", **c.YOUTU),
+        "youtu-untied-bf16": lambda f: c.dense(
+            f, "Youtu", torch.bfloat16, **c.YOUTU | dict(q_lora_rank=None, tie_word_embeddings=False)
+        ),
         "qwen2.5-vl": lambda f: c.with_images(f, "Qwen2_5_VL"),
         "qwen2.5-vl-flat": lambda f: c.with_images(f, "Qwen2_5_VL", flat=True),
         "seed-oss": lambda f: c.dense(f, "SeedOss", attention_bias=True, head_dim=24),
@@ -543,6 +624,13 @@ NAMES = [
     *["granite4", "granite4-mixture-bf16", "falcon-h1", "falcon-h1-normed-bf16", "falcon-h1-gated"],
     *["nemotron-h", "nemotron-h-bias-bf16"],
     *["deepseek-v2", "deepseek-v2-yarn-bf16", "qwen2.5-vl", "qwen2.5-vl-flat"],
+    *["lfm2-moe", "lfm2-moe-untied-bf16", "ernie4.5-moe", "ernie4.5-moe-mixed-bf16"],
+    *["hunyuan-moe", "hunyuan-moe-tied-bf16", "granite-moe-shared", "granite-moe-shared-none"],
+    *["gpt-neox", "gpt-neox-in-turn-bf16", "phi", "phi-mha-bf16"],
+    *["falcon", "falcon-40b", "falcon-one-norm-bf16", "falcon-in-turn"],
+    *["internlm3", "helium", "cwm", "youtu", "youtu-untied-bf16"],
+    *["deepseek-v2-groups", "deepseek-v3", "deepseek-v3-guessing-bf16"],
+    *["glm4-moe", "glm4-moe-norms-bf16", "glm4-moe-lite", "dots1", "dots1-tied-bf16"],
     *["qwen2-moe", "qwen2-moe-mixed-bf16", "qwen3.5-moe", "qwen3.5-moe-stacked", "qwen3-next", "qwen3-next-mixed"],
     *["ministral", "ministral3", "mistral3-with-images", "seed-oss"],
     *["bitnet-online", "bitnet-packed", "bitnet-unpacked", "llama-bitlinear", "1bitllm"],

@@ -65,7 +65,7 @@ class Arch:
     """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names.
 
     layer: by the stem of a layer's tensor, or by all of its name. whole: of tensors of no layer. layers: how names of
-    layers' begin.
+    layers' begin. words: what it calls some of the configuration.
     """
 
     model_type: str
@@ -73,6 +73,7 @@ class Arch:
     layer: dict[str, str] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
     layers: str = "model.layers"
+    words: dict[str, str] = field(default_factory=dict)
 
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
@@ -148,14 +149,17 @@ NEMOTRON_H = _mamba("mixer") | {
     "ffn_down": "mixer.down_proj",
 }
 SHARED = "mlp.shared_experts"
-DEEPSEEK2 = {
+CHOSEN = {
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
+}
+DEEPSEEK2 = CHOSEN | {
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
     "attn_q_b": "self_attn.q_b_proj",
     "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
-    **{f"ffn_{part}_shexp": f"{SHARED}.{part}_proj" for part in ("gate", "up", "down")},
 }
 LFM2 = {
     "attn_norm": "operator_norm",
@@ -170,6 +174,13 @@ LFM2 = {
     "ffn_up": "feed_forward.w3",
     "ffn_down": "feed_forward.w2",
 }
+LFM2MOE = LFM2 | {
+    "ffn_gate_inp": "feed_forward.gate",
+    "ffn_gate_exps": "feed_forward.experts.{}.w1",
+    "ffn_up_exps": "feed_forward.experts.{}.w3",
+    "ffn_down_exps": "feed_forward.experts.{}.w2",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
 ARCHS = {
     "arcee": Arch("arcee", NEIGHBOURS),
     "gemma": Arch("gemma", {"norm_offset": 0}),  # the converter has added the 1
@@ -179,7 +190,19 @@ ARCHS = {
     "command-r": Arch("cohere"),
     "cohere2": Arch("cohere2"),
     "deepseek2": Arch("deepseek_v2", layer=DEEPSEEK2),
+    "dots1": Arch("dots1", layer=CHOSEN),
     "ernie4_5": Arch("ernie4_5"),
+    "ernie4_5-moe": Arch(
+        "ernie4_5_moe",
+        {"norm_topk_prob": True, "scoring_func": "softmax"},
+        CHOSEN | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
+        {
+            "moe_num_experts": "n_routed_experts",
+            "moe_k": "num_experts_per_tok",
+            "moe_num_shared_experts": "n_shared_experts",
+            "moe_layer_start_index": "first_k_dense_replace",
+        },
+    ),
     "exaone": Arch("llama"),
     "exaone4": Arch("exaone4", layer=POST_NORMS),
     "glm4": Arch(
@@ -190,6 +213,7 @@ ARCHS = {
             "post_ffw_norm": "post_mlp_layernorm",
         },
     ),
+    "glm4moe": Arch("glm4_moe", layer=CHOSEN | {"post_attention_norm": "post_attention_layernorm"}),
     "gpt-oss": Arch(
         "gpt_oss",
         layer={
@@ -234,8 +258,20 @@ ARCHS = {
         "hunyuan_v1_dense",
         layer={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     ),
+    "hunyuan-moe": Arch(
+        "hunyuan_v1_moe",
+        {"norm_topk_prob": True},
+        {
+            "attn_q_norm": "self_attn.query_layernorm",
+            "attn_k_norm": "self_attn.key_layernorm",
+            "ffn_gate_inp": "mlp.gate.wg",
+            **{f"ffn_{part}_shexp": f"mlp.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+        },
+        {"moe_topk": "num_experts_per_tok"},
+    ),
     "internlm2": Arch("llama", NEIGHBOURS),
     "lfm2": Arch("lfm2", {"block_auto_adjust_ff_dim": False}, LFM2),
+    "lfm2moe": Arch("lfm2_moe", {"norm_topk_prob": True}, LFM2MOE, {"num_dense_layers": "first_k_dense_replace"}),
     "llama": Arch("llama", NEIGHBOURS),
     "nemotron": Arch("nemotron", {"norm_offset": 0}),
     "stablelm": Arch("stablelm"),
@@ -271,6 +307,7 @@ MIXTRAL = Arch(  # which files call llama, too
         "ffn_down_exps": f"{MOE}.experts.{{}}.w2",
     },
 )
+DEEPSEEK3 = Arch("deepseek_v3", layer=DEEPSEEK2)  # which files call deepseek2, as GLM-4.7-Flash
 PARTS = {  # what general.type says of files that are no models
     "adapter": "an adapter (LoRA), which changes another model",
     "imatrix": "statistics for a quantizer",
@@ -299,12 +336,18 @@ CHANGING = {
     "pooling_type": 0,
     "nextn_predict_layers": 0,
 }
+ROUTING = {"expert_count", "expert_shared_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func"}
 GRANITE = {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"}
 HANDLED = {
     "gemma2": {"attention.scale", "attn_logit_softcapping", "final_logit_softcapping"},
     "gemma3": {"attention.scale", "final_logit_softcapping"},
     "gemma4": {"expert_count", "final_logit_softcapping"},
-    "deepseek2": {"expert_count", "expert_shared_count", "expert_weights_scale"},
+    "deepseek2": ROUTING | {"nextn_predict_layers"},
+    "dots1": ROUTING,
+    "ernie4_5-moe": ROUTING | {"nextn_predict_layers"},
+    "hunyuan-moe": ROUTING,
+    "lfm2moe": ROUTING,
+    "glm4moe": ROUTING | {"nextn_predict_layers"},
     "command-r": {"logit_scale"},
     "cohere2": {"logit_scale"},
     "llama": {"expert_count"},
@@ -355,6 +398,8 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     keys = _Keys(metadata, str(name))
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
+    if name == "deepseek2" and _routing(keys, shapes, arch.config)["scoring_func"] == "sigmoid":
+        arch = DEEPSEEK3
     _refuse_changes(keys)
     notes = [f"GGUF architecture {name}"]
     if guessing := _guessing(keys):
@@ -481,6 +526,10 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _granite(keys, head_dim)
     if keys.arch == "minicpm":
         config |= _minicpm(keys, config)
+    if "expert_gating_func" in HANDLED.get(keys.arch, ()):
+        config |= _routing(keys, shapes, config)
+    if keys.arch == "glm4moe":
+        config["use_qk_norm"] = any("attn_q_norm" in name for name in shapes)
     if keys.arch == "deepseek2":
         config |= _deepseek(keys, head_dim, value_dim, turning)
     if keys.arch in ("command-r", "cohere2"):
@@ -492,7 +541,7 @@ def _config(arch: Arch, keys: _Keys, shapes: Shapes, floats: Callable[[str], np.
         config |= _qwen35(keys)
     if keys.arch == "qwen3next":
         config["linear_qkvz_by_head"] = any(".ssm_in." in name for name in shapes)  # in files of 2025
-    return config
+    return config | {theirs: config[ours] for theirs, ours in arch.words.items()}
 
 
 def _pattern(keys: _Keys) -> dict[str, Any]:
@@ -510,11 +559,28 @@ def _deepseek(keys: _Keys, head_dim: int, value_dim: int, turning: int) -> dict[
         "qk_rope_head_dim": turning,
         "qk_nope_head_dim": head_dim - turning,
         "v_head_dim": value_dim,
+        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+    }
+
+
+def _routing(keys: _Keys, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How tokens choose experts, in DeepSeek's words. Files with biases may not say that these go with sigmoids."""
+    biased = any(name.endswith(".exp_probs_b.bias") for name in shapes)
+    said = keys.get("expert_gating_func") or 0
+    silent = config.get("scoring_func", "sigmoid" if biased else "softmax")
+    if said not in (0, 1, 2):
+        raise UnsupportedModelError(f"lutra does not know {keys.arch}.expert_gating_func = {said!r:.40}")
+    return {
         "n_routed_experts": keys.size("expert_count"),
         "n_shared_experts": keys.get("expert_shared_count"),
         "first_k_dense_replace": keys.get("leading_dense_block_count", 0),
         "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
-        "topk_method": "greedy" if keys.get("expert_group_count", 1) in (0, 1) else "group_limited_greedy",
+        "norm_topk_prob": bool(keys.get("expert_weights_norm", config.get("norm_topk_prob"))),
+        "scoring_func": (silent, "softmax", "sigmoid")[said],
+        "use_expert_bias": biased,
+        "n_group": keys.get("expert_group_count") or 1,
+        "topk_group": keys.get("expert_group_used_count") or 1,
+        "moe_layer_interval": keys.get("interleave_moe_layer_step", 1),
     }
 
 
@@ -537,7 +603,7 @@ def _mamba_sizes(keys: _Keys, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _kinds(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
     """What differs between layers."""
-    if keys.arch == "lfm2":
+    if keys.arch in ("lfm2", "lfm2moe"):
         return _convolving(keys)
     if keys.arch == "gemma4":
         return _gemma4(keys, shapes)

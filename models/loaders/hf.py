@@ -29,6 +29,7 @@ CONTAINERS: dict[str, type[WeightFile]] = {
     WEIGHTS: SafetensorsFile,
     "pytorch_model.bin": TorchFile,
 }  # by a single file's name; the first is taken
+HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's
 MAX_FLOAT = 1e30  # JSON's integers can be larger than any float
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 
@@ -49,7 +50,7 @@ def read(path: Path) -> Checkpoint:
         take_text(source)
         source.entries = _renamed(source)
         split_experts(source)
-        source.entries = {name: _matrix(entry) for name, entry in source.entries.items()}
+        source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
         _decode(source, files)
         source.entries = {name: as_half(entry) for name, entry in source.entries.items()}
         source.config = normalized(source.config, source.entries)
@@ -99,11 +100,16 @@ def _untie(source: Source) -> None:
     source.notes.append("the output matrix is not the embedding, though config.json says they are tied")
 
 
-def _matrix(entry: Entry) -> Entry:
-    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; others as they are."""
-    if len(entry.shape) != 3 or entry.shape[1] != 1:
+def _shaped(name: str, entry: Entry) -> Entry:
+    """The weight of a convolution of each channel on its own, [channels, 1, taps], as a matrix; ERNIE's biases of
+    experts, [1, experts], as a vector; others as they are."""
+    shape: tuple[int, ...]
+    if len(entry.shape) == 3 and entry.shape[1] == 1:
+        shape = entry.shape[::2]
+    elif len(entry.shape) == 2 and entry.shape[0] == 1 and name.endswith(".e_score_correction_bias"):
+        shape = entry.shape[1:]
+    else:
         return entry
-    shape = entry.shape[::2]
     return replace(entry, shape=shape, read=lambda: entry.read().reshape(shape))  # type: ignore[union-attr]
 
 
@@ -217,7 +223,7 @@ def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, A
     dtype = config.pop("dtype", None) or config.get("torch_dtype") or "float32"
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     tied = config.get("tie_word_embeddings")
-    config["tie_word_embeddings"] = bool(tied) or "lm_head.weight" not in entries
+    config["tie_word_embeddings"] = bool(tied) or not any(f"{head}.weight" in entries for head in HEADS)
     return config
 
 

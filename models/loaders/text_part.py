@@ -2,7 +2,7 @@
 
 Models of text and images, as Gemma 3's larger ones and Qwen3.5, have a ``text_config`` in their config.json, and their
 tensors lie under "language_model."; older ones, as Qwen2-VL, keep both among the rest. Layers that guess several tokens
-at once, as Qwen3.5's, lie under "mtp.".
+at once, as Qwen3.5's, lie under "mtp.", ERNIE's under "model.mtp_"; DeepSeek-V3's and GLM's come behind the last one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ TYPES = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
 }
-GUESSES = "mtp."
+GUESSES = ("mtp.", "model.mtp_")
+COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")  # of layers that guess, too
 SHARED = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings", "eos_token_id", "bos_token_id")
 
 
 def take_text(source: Source) -> None:
     """Reduce the source to its text model; one that is no more stays as it is."""
-    if _drop(source, (GUESSES,)):
+    if _drop(source, (*GUESSES, *_behind(source))):
         source.notes.append("the model can guess several tokens at once: those layers are not read")
     seeing = _drop(source, IMAGES)
     if not seeing and not any(name.startswith(tuple(TEXT)) for name in source.entries):
@@ -55,6 +56,16 @@ def take_text(source: Source) -> None:
     source.entries = {_alone(name): entry for name, entry in source.entries.items()}
     if seeing:
         source.notes.append("the model sees images, too: only its text part is read")
+
+
+def _behind(source: Source) -> tuple[str, ...]:
+    """How names of tensors behind the last layer begin, where the configuration says how many such layers there are."""
+    config = source.config
+    count = next((config[key] for key in COUNTS if config.get(key)), 0)
+    layers = config.get("num_hidden_layers")
+    if type(count) is not int or type(layers) is not int or not 0 < count < 100:
+        return ()
+    return tuple(f"model.layers.{i}." for i in range(layers, layers + count))
 
 
 def _drop(source: Source, prefixes: tuple[str, ...]) -> bool:
