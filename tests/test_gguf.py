@@ -575,7 +575,7 @@ def test_other_types_under_a_known_number_are_refused(tmp_path):
 @given(
     flips=st.lists(st.tuples(st.integers(0, 2300), st.integers(0, 255)), min_size=1, max_size=4),
     length=st.none() | st.integers(0, 60_000),
-    type=st.sampled_from(["TQ2_0", "Q4_0", "Q2_K", "F16"]),
+    type=st.sampled_from(["TQ2_0", "Q4_0", "Q2_K", "IQ4_XS", "F16"]),
 )
 @settings(max_examples=150, deadline=None)
 def test_damaged_files_end_in_named_errors(flips, length, type, tmp_path_factory):

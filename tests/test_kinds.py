@@ -847,17 +847,29 @@ anything = st.recursive(
 KEYS = ["bits", "group_size", "format", "checkpoint_format", "desc_act", "dynamic", "config_groups", "w_bits"]
 PARTS = [
     *["qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape", "weight"],
+    *[
+        "W_q",
+        "scale",
+        "zero",
+        "shape",
+        "nbits",
+        "axis",
+        "packing",
+        "group_size",
+        "weight_scale_2",
+        "weight_global_scale",
+    ],
     *["wscale", "wbias", "weight_clip_val", "u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"],
 ]
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
 
 @given(
-    st.sampled_from(["gptq", "awq", "compressed-tensors", None]),
+    st.sampled_from(["gptq", "awq", "compressed-tensors", "hqq", "modelopt", "fp8", None]),
     st.dictionaries(st.sampled_from(KEYS), anything),
     st.dictionaries(
         st.sampled_from(PARTS),
-        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8"]), SHAPES),
+        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8", "u1"]), SHAPES),
         max_size=6,
     ),
 )

@@ -827,7 +827,20 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
 
 # --- kinds that are refused ----------------------------------------------------------------------
 
-ELSEWHERE = ("aqlm", "vptq", "spqr", "higgs", "exl2", "exl3", "fp_quant", "sinq", "torchao", "quanto", "bitblas", "quark")
+ELSEWHERE = (
+    "aqlm",
+    "vptq",
+    "spqr",
+    "higgs",
+    "exl2",
+    "exl3",
+    "fp_quant",
+    "sinq",
+    "torchao",
+    "quanto",
+    "bitblas",
+    "quark",
+)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ def decode(source: Source) -> bool:
     if settings.get("quant_method") != "modelopt":
         return False
     stems = [stem for stem in stems_of(source, ".weight_scale") if f"{stem}.weight" in source.entries]
-    four = {stem for stem in stems_of(source, ".weight_scale_2") if source.entries[f"{stem}.weight"].dtype == "U8"}
-    others = [stem for stem in stems if stem not in four and source.entries[f"{stem}.weight"].dtype != FLOAT8]
+    dtypes = {stem: source.entries[f"{stem}.weight"].dtype for stem in stems}
+    four = {stem for stem in stems_of(source, ".weight_scale_2") if dtypes.get(stem) == "U8"}
+    others = any(dtype != FLOAT8 and stem not in four for stem, dtype in dtypes.items())
     if not stems or others or any(name.endswith(".pre_quant_scale") for name in source.entries):
         raise UnsupportedModelError(
             f"{source.path} stores its weights as ModelOpt's {settings.get('quant_algo')!r:.40}",

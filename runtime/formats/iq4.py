@@ -12,7 +12,10 @@ from lutra.runtime.formats._nested_codebook import NestedValues
 TYPICAL = "iq4g32"
 # Source: kvalues_iq4nl in llama.cpp's ggml-common.h.
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_KNOWN: dict[str, Values | NestedValues] = {"g32": Values(VALUES, 32, digits=2), "g32s256": NestedValues(VALUES, 32, 256, floats=False)}
+_KNOWN: dict[str, Values | NestedValues] = {
+    "g32": Values(VALUES, 32, digits=2),
+    "g32s256": NestedValues(VALUES, 32, 256, floats=False),
+}
 
 
 def variant(suffix: str) -> Values | NestedValues | None:
