@@ -105,24 +105,35 @@ LT_INLINE u8x64 codes_of_step(const uint8_t *data, int step) {
     return u8or(plane_step(data, 2, step), u8up(plane_step(data + 128, 1, step), 2));
 }
 
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
-                            int64_t ahead) {
+LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
+                          i32x16 dots[]) {
     const u8x16 table = u8table(f->table + p * 16);
     const int32_t safe = SAFE_STEPS(127 * MOST);
-    i32x16 total = izero();
-    narrow sums[2] = {nzero(), nzero()};
-    for (int32_t c = 0; c < chunks; c++, data += BYTES, codes += COLUMNS) {
-        const i8run run = i8load(codes, STEPS);
+    narrow sums[AT_ONCE][2];
+#pragma GCC unroll 4
+    for (int t = 0; t < x.n; t++) {
+        dots[t] = izero();
+        sums[t][0] = sums[t][1] = nzero();
+    }
+    for (int32_t c = 0; c < chunks; c++, data += BYTES, x = few_from(x, COLUMNS)) {
+        i8run run[AT_ONCE];
+#pragma GCC unroll 4
+        for (int t = 0; t < x.n; t++) run[t] = few_load(x, t, STEPS);
         for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + v + ahead);
 #pragma GCC unroll 8
         for (int s = 0; s < STEPS; s++) {
-            sums[s % 2] = dot4of(sums[s % 2], u8lookup(table, codes_of_step(data, s)), run, s);
-            if (safe == INT32_MAX) continue;
-            total = widen(total, sums[s % 2]);
-            sums[s % 2] = nzero();
+            const u8x64 values = u8lookup(table, codes_of_step(data, s));
+#pragma GCC unroll 4
+            for (int t = 0; t < x.n; t++) {
+                sums[t][s % 2] = dot4of(sums[t][s % 2], values, run[t], s);
+                if (safe == INT32_MAX) continue;
+                dots[t] = widen(dots[t], sums[t][s % 2]);
+                sums[t][s % 2] = nzero();
+            }
         }
     }
-    return widen(widen(total, sums[0]), sums[1]);
+#pragma GCC unroll 4
+    for (int t = 0; t < x.n; t++) dots[t] = widen(widen(dots[t], sums[t][0]), sums[t][1]);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {

@@ -27,7 +27,8 @@
  * SIGNED_WEIGHTS: dot4 takes the bytes of weights as signed. WHOLE_BYTES: it may be given all 256 of them.
  *
  * TILE_TOKENS x TILE_BLOCKS are the sums that fit the registers; CHAINS of them hide the latency of a product, and
- * there is room for those of STREAMS blocks with one token. Up to FEW_TOKENS are as well taken one by one. SPAN:
+ * there is room for those of STREAMS blocks with one token, or of one block with AT_ONCE. Up to FEW_TOKENS are better
+ * taken so than by way of a panel. SPAN:
  * the steps whose activations one load brings. PAIRED: a panel's steps are put together by twos, rows of 8 bytes (u8pair),
  * that meet two tokens at once (dot8); unpair gives each its sums. AMX: there are registers for whole tiles, too. */
 #pragma once
@@ -56,7 +57,8 @@ typedef __m512i narrow;
 #define TILE_TOKENS 12
 #define TILE_BLOCKS 2
 #define STREAMS 2
-#define FEW_TOKENS 2
+#define AT_ONCE 4
+#define FEW_TOKENS 8
 #ifdef LT_AMX_TILES
 #define AMX 1
 #endif
@@ -639,7 +641,8 @@ LT_INLINE void isums(int32_t *p, const i32x16 x[4]) {
 #ifndef STREAMS
 #define STREAMS 1
 #endif
-#ifndef FEW_TOKENS
+#ifndef AT_ONCE
+#define AT_ONCE 1
 #define FEW_TOKENS 1
 #endif
 #ifndef NEGATIVE_BITS
@@ -662,3 +665,13 @@ LT_INLINE i8run i8load(const int8_t *p, int steps) {
 LT_INLINE i8x4 i8step(i8run run, int i) { return i8load4(run + 4 * i); }
 LT_INLINE narrow dot4of(narrow sums, u8x64 w, i8run run, int i) { return dot4at(sums, w, run + 4 * i); }
 #endif
+
+/* The codes of n <= AT_ONCE tokens, `apart` bytes from one to the next. */
+typedef struct {
+    const int8_t *codes;
+    int64_t apart;
+    int n;
+} few;
+
+LT_INLINE few few_from(few x, int64_t column) { return (few){x.codes + column, x.apart, x.n}; }
+LT_INLINE i8run few_load(few x, int t, int steps) { return i8load(x.codes + t * x.apart, steps); }

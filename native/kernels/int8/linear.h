@@ -14,17 +14,19 @@
  *     format                  a struct of its own, and how it is read: format_open(op, step)
  *     decode(f, p, data, to, b)   one chunk into a panel
  *
+ *     FEW                     of f, perhaps: up to so many tokens are better taken without a panel
+ *
  * and, if its integers are summed over a whole row before anything becomes a float (WHOLE),
  *
  *     chunk_at(f, block, c)   where a chunk lies
- *     blocks_dot(f, block, blocks, codes, dots)   the sums of one or BLOCKS_PER_PART blocks, with one token
+ *     blocks_dot(f, block, blocks, x, dots)   the sums of one or BLOCKS_PER_PART blocks with each of x's tokens
  *     row_finish(f, sums, block, act_scale, act_sum)
  *
  * or, if groups become floats one after the other, and each is a sum of one or more planes p with scales of their own,
  *
  *     HALF_TILES              of f: whether tiles of half the tokens are better, so that results, too, stay in registers
  *     group, planes           of f: chunks that share an activation scale; planes. Or GROUP, PLANES: the same for all
- *     chunks_dot(f, p, data, codes, chunks, ahead)   the sums of a plane's chunks, with one token
+ *     chunks_dot(f, p, data, x, chunks, ahead, dots)   the sums of a plane's chunks with each of x's tokens
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
@@ -62,22 +64,27 @@ LT_INLINE float act_of(const lt_op *op, const char *row, int arg, int token, int
     return *(const float *)(row + token * op->arg[arg].stride + group * (int64_t)sizeof(float));
 }
 
-/* Some blocks times one token, side by side: memory is read faster as two streams. group: chunks that share an activation
- * scale. */
+/* Some blocks times a few tokens, side by side: memory is read faster as two streams. group: chunks that share an
+ * activation scale. */
 LT_INLINE void blocks_times(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
-                            int32_t token, int32_t group) {
-    const int8_t *codes = lt_row(op, step, 1, token);
-    const float *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
+                            int32_t token, int tokens, int32_t group) {
+    const few x = {lt_row(op, step, 1, token), op->arg[1].stride, tokens};
+    const char *act_scale = lt_row(op, step, 2, token), *act_sum = lt_row(op, step, 3, token);
 #if WHOLE
     (void)group;
-    i32x16 sums[BLOCKS_PER_PART];
-    if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, codes, sums);
-    else blocks_dot(f, first, 1, codes, sums);
+    i32x16 sums[BLOCKS_PER_PART * AT_ONCE];
+    if (blocks == BLOCKS_PER_PART) blocks_dot(f, first, BLOCKS_PER_PART, x, sums);
+    else blocks_dot(f, first, 1, x, sums);
     for (int32_t b = 0; b < blocks; b++)
-        store_rows(op, step, token, first + b, row_finish(f, sums[b], first + b, *act_scale, *act_sum));
+        for (int t = 0; t < tokens; t++) {
+            const float scale = act_of(op, act_scale, 2, t, 0), sum = act_of(op, act_sum, 3, t, 0);
+            store_rows(op, step, token + t, first + b, row_finish(f, sums[b * tokens + t], first + b, scale, sum));
+        }
 #else
-    f32x16 y[BLOCKS_PER_PART];
-    for (int32_t b = 0; b < blocks; b++) y[b] = vset1(0);
+    f32x16 y[BLOCKS_PER_PART][AT_ONCE];
+    for (int32_t b = 0; b < blocks; b++)
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; t++) y[b][t] = vset1(0);
     for (int32_t c = 0, g = 0; c < f->chunks; c += group, g++) {
         const int32_t chunks = group == 1 ? 1 : lt_min(group, f->chunks - c);
         const int64_t left = (f->chunks - c) * (int64_t)BYTES; /* behind them come the next blocks, not the neighbour */
@@ -85,22 +92,40 @@ LT_INLINE void blocks_times(const lt_op *op, const lt_step *step, const format *
         for (int32_t b = 0; b < blocks; b++)
             for (int32_t p = 0; p < PLANES; p++) {
                 const uint8_t *data = group_at(f, first + b, g, p, chunks);
-                const i32x16 sums = chunks_dot(f, p, data, codes + c * COLUMNS, chunks, ahead);
-                y[b] = add_group(y[b], sums, grid_at(f, first + b, g, p), act_scale[g], act_sum[g]);
+                i32x16 sums[AT_ONCE];
+                chunks_dot(f, p, data, few_from(x, c * COLUMNS), chunks, ahead, sums);
+                const grid w = grid_at(f, first + b, g, p);
+#pragma GCC unroll 4
+                for (int t = 0; t < tokens; t++)
+                    y[b][t] = add_group(y[b][t], sums[t], w, act_of(op, act_scale, 2, t, g), act_of(op, act_sum, 3, t, g));
             }
     }
-    for (int32_t b = 0; b < blocks; b++) store_rows(op, step, token, first + b, y[b]);
+    for (int32_t b = 0; b < blocks; b++)
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; t++) store_rows(op, step, token + t, first + b, y[b][t]);
 #endif
 }
 
-static void blocks_times_token(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
-                               int32_t token) {
 #if WHOLE
-    blocks_times(op, step, f, first, blocks, token, 0);
+#define SMALL 0
+#define blocks_times_few(...) blocks_times(__VA_ARGS__, 0)
 #else
-    if (GROUP == 1) blocks_times(op, step, f, first, blocks, token, 1); /* compiled for it: small groups cost most */
-    else blocks_times(op, step, f, first, blocks, token, GROUP);
+#define SMALL (GROUP == 1) /* groups of one chunk cost most, so there is code for them */
+#define blocks_times_few(...) (SMALL ? blocks_times(__VA_ARGS__, 1) : blocks_times(__VA_ARGS__, GROUP))
 #endif
+#ifndef FEW
+#define FEW (SMALL ? 2 : FEW_TOKENS)
+#endif
+
+/* Some blocks times few tokens: weights come from memory for the first of them, and are near for the others. */
+static void blocks_times_tokens(const lt_op *op, const lt_step *step, const format *f, int32_t first, int32_t blocks,
+                                int32_t tokens) {
+    int32_t t = 0;
+    if (AT_ONCE >= 4 && !SMALL)
+        for (; t + 4 <= tokens; t += 4) blocks_times_few(op, step, f, first, blocks, t, lt_min(4, AT_ONCE));
+    if (AT_ONCE >= 2)
+        for (; t + 2 <= tokens; t += 2) blocks_times_few(op, step, f, first, blocks, t, lt_min(2, AT_ONCE));
+    for (; t < tokens; t++) blocks_times_few(op, step, f, first, blocks, t, 1);
 }
 
 #if WHOLE
@@ -302,19 +327,18 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
 }
 
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
-    const format f = format_open(op, step);
+    const format own = format_open(op, step), *f = &own;
     const int32_t tokens = lt_rows(op, step), last = lt_min(end * BLOCKS_PER_PART, lt_ceil_div(op->arg[0].cols, BLOCK));
-    if (tokens <= FEW_TOKENS) { /* weights come from memory for the first of them, and are near for the others */
+    if (tokens <= lt_min(FEW, FEW_TOKENS)) {
         for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += BLOCKS_PER_PART)
-            for (int32_t t = 0; t < tokens; t++)
-                blocks_times_token(op, step, &f, block, lt_min(BLOCKS_PER_PART, last - block), t);
+            blocks_times_tokens(op, step, f, block, lt_min(BLOCKS_PER_PART, last - block), tokens);
         return;
     }
     const int32_t abreast = TILES_ABREAST * TILE_BLOCKS;
-    const int at_once = amx_open(&f, tokens);
+    const int at_once = amx_open(f, tokens);
     for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += abreast)
         for (int32_t t = 0; t < tokens; t += BATCH)
-            blocks_times_batch(op, step, &f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t), at_once);
+            blocks_times_batch(op, step, f, block, lt_min(block + abreast, last), t, lt_min(BATCH, tokens - t), at_once);
     amx_close(at_once);
 }
 

@@ -53,10 +53,10 @@ LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float
     return vfma(vmul(vset1(act_scale), w.scale), dot, y);
 }
 
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
-                                 int64_t ahead) {
+LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
+                          i32x16 dots[]) {
     (void)f, (void)p;
-    return plane_dot(data, BYTES, codes, chunks, ahead, 1, STEPS);
+    plane_dot(data, BYTES, x, chunks, ahead, 1, STEPS, dots);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {

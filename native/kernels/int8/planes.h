@@ -11,22 +11,28 @@ LT_INLINE i32x16 join_fields(const i32x16 sums[], int fields, int width) {
     return dot;
 }
 
-/* One plane of one block, over chunks `stride` bytes apart, times one token. */
-LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *codes, int32_t chunks,
-                            int64_t ahead, int width, int steps) {
+/* One plane of one block, over chunks `stride` bytes apart, times a few tokens: a sum for each. */
+LT_INLINE void plane_dot(const uint8_t *data, int64_t stride, few x, int32_t chunks, int64_t ahead, int width, int steps,
+                         i32x16 dots[]) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
     const int sums = !in_place ? 1 : width == 1 ? 4 : fields; /* the upper four bits come down: fewer sums to join */
     const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / steps;
-    i32x16 total[8];
+    i32x16 total[AT_ONCE][8];
+#pragma GCC unroll 4
+    for (int t = 0; t < x.n; t++)
 #pragma GCC unroll 8
-    for (int i = 0; i < sums; i++) total[i] = izero();
+        for (int i = 0; i < sums; i++) total[t][i] = izero();
     for (int32_t c = 0; c < chunks;) {
         const int32_t stop = SAFE_STEPS(127) == INT32_MAX ? chunks : lt_min(c + safe, chunks);
-        narrow part[8];
+        narrow part[AT_ONCE][8];
+#pragma GCC unroll 4
+        for (int t = 0; t < x.n; t++)
 #pragma GCC unroll 8
-        for (int i = 0; i < sums; i++) part[i] = nzero();
+            for (int i = 0; i < sums; i++) part[t][i] = nzero();
         for (; c < stop; c++) {
-            const i8run run = i8load(codes + c * steps * 4, steps);
+            i8run run[AT_ONCE];
+#pragma GCC unroll 4
+            for (int t = 0; t < x.n; t++) run[t] = few_load(few_from(x, c * steps * 4), t, steps);
 #pragma GCC unroll 8
             for (int v = 0; v < width * steps / 8; v++) {
                 const uint8_t *at = data + c * stride + v * 64;
@@ -36,47 +42,59 @@ LT_INLINE i32x16 plane_dot(const uint8_t *data, int64_t stride, const int8_t *co
 #pragma GCC unroll 8
                 for (int i = 0; i < fields; i++) {
                     const u8x64 field = u8field(i < sums || !in_place ? bytes : upper, width, in_place ? i % sums : i);
-                    part[i % sums] = dot4of(part[i % sums], field, run, v * fields + i);
+#pragma GCC unroll 4
+                    for (int t = 0; t < x.n; t++)
+                        part[t][i % sums] = dot4of(part[t][i % sums], field, run[t], v * fields + i);
                 }
             }
         }
+#pragma GCC unroll 4
+        for (int t = 0; t < x.n; t++)
 #pragma GCC unroll 8
-        for (int i = 0; i < sums; i++) total[i] = widen(total[i], part[i]);
+            for (int i = 0; i < sums; i++) total[t][i] = widen(total[t][i], part[t][i]);
     }
-    if (negative) return isub(izero(), total[0]);
     const int shifted = in_place && LAST_SHIFTED;
-    const i32x16 dot = join_fields(total, sums - shifted, width);
-    return shifted ? iadd(dot, total[sums - 1]) : dot;
+#pragma GCC unroll 4
+    for (int t = 0; t < x.n; t++) {
+        dots[t] = negative ? isub(izero(), total[t][0]) : join_fields(total[t], sums - shifted, width);
+        if (shifted && !negative) dots[t] = iadd(dots[t], total[t][sums - 1]);
+    }
 }
 
 #if STREAMS == 2
 /* Whole rows of two blocks `apart`, chunk by chunk: memory is read faster as two streams. */
-LT_INLINE void plane_streams(const uint8_t *data, int64_t apart, const int8_t *codes, int32_t chunks, int width,
-                             int steps, i32x16 dots[2]) {
+LT_INLINE void plane_streams(const uint8_t *data, int64_t apart, few x, int32_t chunks, int width, int steps,
+                             i32x16 dots[]) {
     const int fields = 8 / width, bytes = width * steps * 8;
-    narrow sums[2][8];
+    narrow sums[2 * AT_ONCE][8]; /* of the first block with each token, and of the second */
 #pragma GCC unroll 8
-    for (int i = 0; i < fields; i++) sums[0][i] = sums[1][i] = nzero();
+    for (int s = 0; s < 2 * x.n; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < fields; i++) sums[s][i] = nzero();
     int32_t c = 0;
     for (int near_end = 0; near_end < 2; near_end++) { /* there, what comes next lies behind the second block */
         const int64_t ahead = PREFETCH + (near_end ? apart : 0);
         const int32_t stop = near_end ? chunks : chunks - PREFETCH / bytes;
         for (; c < stop; c++)
 #pragma GCC unroll 8
-            for (int v = 0; v < width * steps / 8; v++, data += 64, codes += fields * 4) {
+            for (int v = 0; v < width * steps / 8; v++, data += 64, x.codes += fields * 4) {
                 const u8x64 first = u8load(data), second = u8load(data + apart);
                 __builtin_prefetch(data + ahead);
                 __builtin_prefetch(data + apart + ahead);
 #pragma GCC unroll 8
                 for (int i = 0; i < fields; i++) {
-                    const i8x4 a = i8load4(codes + i * 4);
-                    sums[0][i] = dot4(sums[0][i], u8field(first, width, i), a);
-                    sums[1][i] = dot4(sums[1][i], u8field(second, width, i), a);
+                    const u8x64 one = u8field(first, width, i), other = u8field(second, width, i);
+#pragma GCC unroll 4
+                    for (int t = 0; t < x.n; t++) {
+                        const i8x4 a = i8load4(x.codes + t * x.apart + i * 4);
+                        sums[t][i] = dot4(sums[t][i], one, a);
+                        sums[x.n + t][i] = dot4(sums[x.n + t][i], other, a);
+                    }
                 }
             }
     }
-#pragma GCC unroll 2
-    for (int b = 0; b < 2; b++) dots[b] = join_fields(sums[b], fields, width);
+#pragma GCC unroll 8
+    for (int s = 0; s < 2 * x.n; s++) dots[s] = join_fields(sums[s], fields, width);
 }
 #endif
 

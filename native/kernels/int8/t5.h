@@ -15,6 +15,7 @@
 #include "i8x64.h"
 
 #define WHOLE 1
+#define FEW 6
 
 enum { COLUMNS = 20, STEPS = 5, BYTES = 64, PANEL = 32, MOST = 2, HALVES = 1 };
 
@@ -33,54 +34,64 @@ static inline const uint8_t *chunk_at(const format *f, int32_t block, int32_t ch
 }
 
 #if WHOLE_BYTES
-/* A chunk, with the codes from `first` on. */
-LT_INLINE void chunk_dot(narrow now[], narrow next[], const uint8_t *data, i8run codes, int first, int64_t ahead) {
+/* A chunk, with the codes from `first` on, of every token. */
+LT_INLINE void chunk_dot(narrow now[][STEPS], narrow next[][STEPS], const uint8_t *data, const i8run codes[], int tokens,
+                         int first, int chains, int64_t ahead) {
     const u8x64 bytes = u8load(data);
     u8x64 u = SIGNED_WEIGHTS ? u8signed(bytes) : bytes;
     __builtin_prefetch(data + ahead);
 #pragma GCC unroll 5
     for (int d = 0; d < STEPS; d++) {
-        const i8x4 a = i8step(codes, first + d);
-        now[d % CHAINS] = dot4(now[d % CHAINS], u, a);
-        u = u8times3(u);
-        next[d % CHAINS] = dot4(next[d % CHAINS], u, a);
+        const u8x64 times3 = u8times3(u);
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; t++) {
+            const i8x4 a = i8step(codes[t], first + d);
+            now[t][d % chains] = dot4(now[t][d % chains], u, a);
+            next[t][d % chains] = dot4(next[t][d % chains], times3, a);
+        }
+        u = times3;
     }
 }
 
-/* Blocks side by side. With unsigned bytes u = f + 128 both sums gain 128 times the codes' sum, so their combination
- * gains 256 times it: what row_finish takes off. */
-LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const int8_t *codes, i32x16 dots[]) {
-    enum { FIRST = CHAINS < STEPS ? CHAINS : STEPS };
+/* Blocks side by side, with a few tokens. With unsigned bytes u = f + 128 both sums gain 128 times the codes' sum, so
+ * their combination gains 256 times it: what row_finish takes off. */
+LT_INLINE void streams_dot(const format *f, int32_t block, int streams, few x, i32x16 dots[]) {
+    const int each = streams * x.n, chains = lt_min(CHAINS, each > 2 ? 2 : STEPS);
     const uint8_t *data = chunk_at(f, block, 0);
     const int64_t apart = f->chunks * (int64_t)BYTES;
-    narrow now[STREAMS][FIRST], next[STREAMS][FIRST];
-#pragma GCC unroll 2
-    for (int s = 0; s < streams; s++)
+    narrow now[STREAMS * AT_ONCE][STEPS], next[STREAMS * AT_ONCE][STEPS]; /* of the first block with each token, ... */
+#pragma GCC unroll 8
+    for (int s = 0; s < each; s++)
 #pragma GCC unroll 5
-        for (int d = 0; d < FIRST; d++) now[s][d] = next[s][d] = nzero();
+        for (int d = 0; d < chains; d++) now[s][d] = next[s][d] = nzero();
     int32_t c = 0;
     for (int near_end = 0; near_end < 2; near_end++) { /* there, what comes next lies behind the last block */
         const int64_t ahead = PREFETCH + (near_end ? (streams - 1) * apart : 0);
         const int32_t stop = near_end ? f->chunks : f->chunks - PREFETCH / BYTES;
         for (; c + SPAN <= stop; c += SPAN) {
-            const i8run run = i8load(codes + c * COLUMNS, SPAN * STEPS);
+            i8run run[AT_ONCE];
+#pragma GCC unroll 4
+            for (int t = 0; t < x.n; t++) run[t] = few_load(few_from(x, c * COLUMNS), t, SPAN * STEPS);
 #pragma GCC unroll 4
             for (int i = 0; i < SPAN; i++, data += BYTES)
 #pragma GCC unroll 2
                 for (int s = 0; s < streams; s++)
-                    chunk_dot(now[s], next[s], data + s * apart, run, i * STEPS, ahead);
+                    chunk_dot(now + s * x.n, next + s * x.n, data + s * apart, run, x.n, i * STEPS, chains, ahead);
         }
     }
     for (; SPAN > 1 && c < f->chunks; c++, data += BYTES) {
-        const i8run run = i8load(codes + c * COLUMNS, STEPS);
+        i8run run[AT_ONCE];
+#pragma GCC unroll 4
+        for (int t = 0; t < x.n; t++) run[t] = few_load(few_from(x, c * COLUMNS), t, STEPS);
 #pragma GCC unroll 2
-        for (int s = 0; s < streams; s++) chunk_dot(now[s], next[s], data + s * apart, run, 0, PREFETCH);
+        for (int s = 0; s < streams; s++)
+            chunk_dot(now + s * x.n, next + s * x.n, data + s * apart, run, x.n, 0, chains, PREFETCH);
     }
-#pragma GCC unroll 2
-    for (int s = 0; s < streams; s++) {
+#pragma GCC unroll 8
+    for (int s = 0; s < each; s++) {
         i32x16 total = izero(), rest = izero();
 #pragma GCC unroll 5
-        for (int d = 0; d < FIRST; d++) {
+        for (int d = 0; d < chains; d++) {
             total = widen(total, now[s][d]);
             rest = widen(rest, next[s][d]);
         }
@@ -88,7 +99,8 @@ LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const in
     }
 }
 #else
-LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const int8_t *codes, i32x16 dots[]) {
+LT_INLINE void streams_dot(const format *f, int32_t block, int streams, few x, i32x16 dots[]) {
+    _Static_assert(AT_ONCE == 1, "one token");
     const uint8_t *data = chunk_at(f, block, 0);
     const int32_t safe = SAFE_STEPS(127 * MOST) / STEPS;
     i32x16 total = izero();
@@ -100,7 +112,7 @@ LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const in
             __builtin_prefetch(data + PREFETCH);
 #pragma GCC unroll 5
             for (int d = 0; d < STEPS; d++) {
-                sums = dot4at(sums, u8trit(fraction), codes + c * COLUMNS + d * 4);
+                sums = dot4at(sums, u8trit(fraction), x.codes + c * COLUMNS + d * 4);
                 fraction = u8times3(fraction);
             }
         }
@@ -111,10 +123,11 @@ LT_INLINE void streams_dot(const format *f, int32_t block, int streams, const in
 }
 #endif
 
-LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, const int8_t *codes, i32x16 dots[]) {
+LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, few x, i32x16 dots[]) {
+    const int streams = x.n > 2 ? 1 : STREAMS;
 #pragma GCC unroll 2
-    for (int32_t b = 0; b < blocks; b += STREAMS)
-        streams_dot(f, block + b, lt_min(STREAMS, blocks - b), codes, dots + b);
+    for (int32_t b = 0; b < blocks; b += streams)
+        streams_dot(f, block + b, lt_min(streams, blocks - b), x, dots + b * x.n);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {

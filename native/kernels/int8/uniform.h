@@ -18,14 +18,19 @@ enum { MOST = (1 << BITS / HALVES) - 1 };
 #define HALF_TILES (TILE_TOKENS == 12 && GROUP * COLUMNS <= 32)
 #endif
 
+#define FEW (BITS == 3 || (SMALL && BITS == 4 && COLUMNS == 32) ? 4 : SMALL || HIGH ? 2 : FEW_TOKENS)
+
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
-LT_INLINE i32x16 chunks_dot(const format *f, int32_t p, const uint8_t *data, const int8_t *codes, int32_t chunks,
-                                 int64_t ahead) {
+LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
+                          i32x16 dots[]) {
     (void)f, (void)p;
-    const i32x16 low = plane_dot(data, BYTES, codes, chunks, ahead, LOW, STEPS);
-    if (HIGH == 0) return low;
-    return iadd(low, ishl(plane_dot(data + LOW_BYTES, BYTES, codes, chunks, ahead, HIGH ? HIGH : 1, STEPS), LOW));
+    plane_dot(data, BYTES, x, chunks, ahead, LOW, STEPS, dots);
+    if (HIGH == 0) return;
+    i32x16 high[AT_ONCE];
+    plane_dot(data + LOW_BYTES, BYTES, x, chunks, ahead, HIGH ? HIGH : 1, STEPS, high);
+#pragma GCC unroll 4
+    for (int t = 0; t < x.n; t++) dots[t] = iadd(dots[t], ishl(high[t], LOW));
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
@@ -40,15 +45,15 @@ LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t t
 }
 
 #if WHOLE
-LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, const int8_t *codes, i32x16 dots[]) {
+LT_INLINE void blocks_dot(const format *f, int32_t block, int32_t blocks, few x, i32x16 dots[]) {
 #if STREAMS == 2
-    if (HIGH == 0 && blocks == 2) {
-        plane_streams(chunk_at(f, block, 0), f->chunks * (int64_t)BYTES, codes, f->chunks, LOW, STEPS, dots);
+    if (HIGH == 0 && blocks == 2 && x.n <= AT_ONCE / 2) {
+        plane_streams(chunk_at(f, block, 0), f->chunks * (int64_t)BYTES, x, f->chunks, LOW, STEPS, dots);
         return;
     }
 #endif
     for (int32_t b = 0; b < blocks; b++)
-        dots[b] = chunks_dot(f, 0, chunk_at(f, block + b, 0), codes, f->chunks, PREFETCH);
+        chunks_dot(f, 0, chunk_at(f, block + b, 0), x, f->chunks, PREFETCH, dots + b * x.n);
 }
 
 /* Whole rows have one zero, a whole number. */
