@@ -30,6 +30,7 @@ from lutra.runtime.formats import (
     Packed,
     Planes,
     Rotated,
+    Scaled,
     Stacked,
     experts,
     rows,
@@ -60,8 +61,9 @@ Weight = Packed | np.ndarray
 AT_ONCE = 1 << 18  # elements turned to float32 together: few enough to stay in cache
 # The arrays of matrices of a kind, and which of their dimensions is that of rows.
 ROWS: dict[type, dict[str, int]] = {
-    Codebook: {"codes": 0, "scale": 0, "own": 0},
+    Codebook: {"codes": 0, "scale": 0, "own": 0, "unit": 0},
     Nested: {"codes": 0, "scale": 1, "unit": 1},
+    Scaled: {"values": 0, "scale": 0},
     Planes: {"bits": 1, "scale": 1, "offset": 0},
 }
 EMBEDDINGS = ("embed", "positions", "layer_embed")  # tables of which a token reads a row
@@ -144,7 +146,7 @@ class Planned:
     @property
     def mapped(self) -> bool:
         """Whether pack() takes no memory: one float matrix is used where it lies in its file."""
-        return len(self.stems) == 1 and self.format in ("f32", "f16", "bf16")
+        return len(self.stems) == 1 and self.format in ("f32", "f16", "bf16", "f8", "f8g128")
 
     def pack(self, checkpoint: Checkpoint) -> Weight:
         """Read and pack it. Raises CorruptModelError for values that contradict the checkpoint's own format."""
@@ -368,8 +370,14 @@ def _join_coded(weights: list[Coded]) -> Coded:
 
 def _join_arrays(weights: list[Any], arrays: dict[str, int]) -> Any:
     parts = {name: [getattr(w, name) for w in weights] for name in arrays}
-    joined = {name: np.concatenate(some, arrays[name]) for name, some in parts.items() if some[0] is not None}
+    joined = {name: _concatenated(some, arrays[name]) for name, some in parts.items() if some[0] is not None}
     return replace(weights[0], **joined)
+
+
+def _concatenated(some: list[Any], axis: int) -> np.ndarray:
+    """The arrays as one, which is marked as they are."""
+    kind = type(some[0]) if isinstance(some[0], np.ndarray) else np.ndarray
+    return np.concatenate(some, axis).view(kind)
 
 
 def tensors_of(role: str, weight: Weight) -> dict[str, np.ndarray]:

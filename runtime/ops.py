@@ -226,7 +226,7 @@ def _grids(matrix: Any, columns: slice) -> list[tuple[Any, Any, Any, Any]]:
         scale, *offset = matrix.scales[:, :, own]
         return [(matrix.codes[:, columns], scale, 0, *(offset or [None]))]
     if isinstance(matrix, Codebook):
-        return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scale[:, own], 0, None)]
+        return [(matrix.looked_up[:, columns].astype(np.float64), matrix.scales[:, own], 0, None)]
     offsets = [None if matrix.offset is None else matrix.offset[:, own], *[None] * len(matrix.bits)]
     planes = zip(matrix.bits[:, :, columns], matrix.scale[:, :, own], offsets, strict=False)
     return [(bits, scale, matrix.zero, offset) for bits, scale, offset in planes]

@@ -39,6 +39,9 @@ RANDOM = {
     "Q4_K": {0: 0.0005, 2: 0.003},
     "Q5_K": {0: 0.0002, 2: 0.002},
     "Q6_K": {208: 0.00002},
+    "NVFP4": {},
+    "IQ4_NL": {0: 0.0005},
+    "IQ4_XS": {0: 0.00002},
     "Q1_0": {0: 0.03},
     "Q2_0": {0: 0.03},
     "PQ2_0": {0: 0.03},
@@ -594,6 +597,8 @@ def blocks(rng: np.random.Generator, values: np.ndarray, type: str) -> tuple[np.
         weights, size = gguf.GGML_QUANT_SIZES[known]
         data = rng.integers(0, 256, (values.shape[0], values.shape[1] // weights, size), dtype=np.uint8)
         _put_halves(rng, data, RANDOM[type])
+        if type == "NVFP4":  # scales: from 2^-6 to 2^-4
+            data[:, :, :4] = rng.integers(8, 24, (*data.shape[:2], 4))
         data = data.reshape(values.shape[0], -1)
     else:
         data = gguf.quants.quantize(values, known)

@@ -16,7 +16,7 @@ import numpy as np
 
 from lutra.runtime import formats, ops
 from lutra.runtime.cache import KV_TYPES, position_bytes
-from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes
+from lutra.runtime.formats import Codebook, Coded, Nested, Packed, Planes, Scaled
 from lutra.tools.quantizers import rtn, ternary
 
 Rng = np.random.Generator
@@ -494,6 +494,12 @@ def gather(rng: Rng) -> Iterator[Case]:
 def float_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packed:
     """A matrix in a format of float activations, with that format's extremes."""
     codec = formats.codec(format)
+    if codec.KERNEL == "f8":
+        values = rng.integers(0, 127, (rows, cols), np.uint8) | rng.integers(0, 2, (rows, cols), np.uint8) << 7
+        if kind == "extremes":
+            values[:] = rng.choice(np.array([0, 1, 126, 254], np.uint8), (rows, cols))
+        scale = normal(rng, rows, -(-cols // (codec.group or cols)))
+        return formats.pack(Scaled(values.view(formats.E4M3), scale, codec.group), format)
     extremes = Coded(rng.choice([-127, 127], (rows, cols)).astype(np.int8), np.exp(normal(rng, rows, 1)))
     if codec.accepts(extremes):
         if kind == "normal":
@@ -510,7 +516,7 @@ def int8_matrix(rng: Rng, format: str, rows: int, cols: int, kind: str) -> Packe
     codec = formats.codec(format)
     if hasattr(codec, "planes") and codec.KERNEL == "bcq":
         return formats.pack(planes(rng, codec, rows, cols, kind), format)
-    if codec.KERNEL in ("c3", "c4"):
+    if codec.KERNEL in ("c3", "c4", "c4i32", "c4f16"):
         return formats.pack(codebook(rng, getattr(codec, "_FORMAT", codec), rows, cols, kind), format)
     if hasattr(codec, "block"):
         return formats.pack(nested(rng, codec, rows, cols, kind), format)
@@ -545,7 +551,15 @@ def codebook(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Codebook:
     codes = rng.integers(0, last + 1, (rows, cols), dtype=np.uint8)
     if kind == "extremes":
         codes[:] = rng.choice([0, last // 2, last // 2 + 1, last], (rows, 1))
-    scale = normal(rng, rows, -(-cols // codec.ACT_GROUP)).astype(np.float16).astype(f32)
+    groups = -(-cols // codec.ACT_GROUP)
+    if hasattr(codec, "block"):
+        scale = rng.integers(-128, 128, (rows, groups), dtype=np.int8)
+        if codec.floats:
+            scale = np.where(scale & 127 == 127, 0, scale).view(np.uint8).view(formats.E4M3)
+        unit = np.exp(normal(rng, rows, -(-cols // codec.block) if codec.block else 1))
+        values = np.array(codec.values, f32)
+        return Codebook(codes, values, scale, codec.ACT_GROUP, unit=unit, block=codec.block)
+    scale = normal(rng, rows, groups).astype(np.float16).astype(f32)
     own = rng.choice(codec.own, scale.shape).astype(f32) if codec.own else None
     return Codebook(codes, np.array(codec.values, f32), scale, codec.ACT_GROUP, own)
 
@@ -561,7 +575,7 @@ def planes(rng: Rng, codec: Any, rows: int, cols: int, kind: str) -> Planes:
 def variants(format: str) -> list[str]:
     """The formats of a family, or the one there is."""
     suffixes = ["", "g32", "g64z", "g128", "z", "g128z", "1g32", "2g64", "3g128", "3g128z", "4g128"]
-    suffixes += ["g16s256", "g16s64", "g16s256m", "g32s256m", "g32s32m"]
+    suffixes += ["g16s256", "g16s64", "g16s256m", "g32s256m", "g32s32m", "g32s256"]
     suffixes = [suffix for suffix in suffixes if FAMILIES.get(format, lambda _: None)(suffix)]
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
@@ -593,7 +607,7 @@ def matrix_sizes(rng: Rng) -> Iterator[tuple[str, int, int, int]]:
 def linear(rng: Rng, kernel: str) -> Iterator[Case]:
     named = NAMED[kernel]
     int8 = formats.codec(named[0]).ACT_GROUP is not None
-    yield from linear_int8(rng, named) if int8 else linear_float(rng, *named)
+    yield from linear_int8(rng, named) if int8 else linear_float(rng, named)
 
 
 def linear_int8(rng: Rng, named: list[str]) -> Iterator[Case]:
@@ -627,14 +641,16 @@ def grouped_bound(codes: Rows, scale: Rows, sums: Rows, weight: Packed, *, group
     return (groups + 3) * EPS * size + groups * TINY
 
 
-def linear_float(rng: Rng, format: str) -> Iterator[Case]:
-    for kind, n, rows, cols in matrix_sizes(rng):
+def linear_float(rng: Rng, named: list[str]) -> Iterator[Case]:
+    for format, (kind, n, rows, cols) in zip(cycle(named), matrix_sizes(rng), strict=False):
         x = KINDS[{"extremes": "mixed"}.get(kind, kind)](rng, n, cols)
         weight = float_matrix(rng, format, rows, cols, kind)
-        # Each product is fused into one of 16 partial sums: a rounding per term of a lane, 4 for the tree, 1 to scale.
+        # Each product is fused into one of 16 partial sums: a rounding per term of a lane, 4 for the tree, 1 to scale;
+        # of a group, 1 when it is added.
         size = np.abs(x).astype(float) @ np.abs(formats.to_float32(weight.matrix)).astype(float).T
-        bound = (cols / LANES + 6) * (EPS * size + scales(weight) * TINY)
-        yield Case(f"{kind} {n} x {cols} -> {rows}", ops._linear, (Rows(x), weight), bound=bound)
+        groups = weight.parts["scale"].shape[1] if weight.codec.KERNEL == "f8" else 0
+        bound = (cols / LANES + groups + 6) * (EPS * size + scales(weight) * TINY)
+        yield Case(f"{format} {kind} {n} x {cols} -> {rows}", ops._linear, (Rows(x), weight), bound=bound)
 
 
 def magnitudes(matrix: Any) -> np.ndarray:
@@ -644,7 +660,7 @@ def magnitudes(matrix: Any) -> np.ndarray:
     if isinstance(matrix, Codebook):  # digits from 0 around a zero in the middle
         largest = np.abs(matrix.looked_up).max(initial=0) + np.nanmax(np.abs(matrix.values))
         values = np.full_like(matrix.values, 3 * largest)
-        return formats.to_float32(replace(matrix, values=values, scale=np.abs(matrix.scale), own=None))
+        return formats.to_float32(replace(matrix, values=values, scale=np.abs(matrix.scales), own=None, unit=None))
     if isinstance(matrix, Nested):
         own = np.arange(matrix.shape[1]) // matrix.group
         scale, *offset = np.abs(matrix.scales[:, :, own])
@@ -656,7 +672,7 @@ def magnitudes(matrix: Any) -> np.ndarray:
 
 
 def scales(weight: Packed) -> np.ndarray:
-    return 1 + np.abs(weight.matrix.scale[:, 0]).astype(float) if isinstance(weight.matrix, Coded) else np.ones(1)
+    return 1 + np.abs(weight.parts["scale"]).max().astype(float) if "scale" in weight.parts else np.ones(1)
 
 
 @register("embed", NAMED)

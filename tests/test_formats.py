@@ -11,11 +11,13 @@ from lutra.runtime import formats, ops
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import (
     BF16,
+    E4M3,
     Codebook,
     Coded,
     Factored,
     Nested,
     Planes,
+    Scaled,
     Stacked,
     littlebit,
     rows,
@@ -241,7 +243,7 @@ def test_binary_planes_are_what_the_papers_say():
 
 
 @given(
-    st.sampled_from(["nf4g64", "nf4g32", "mxfp4", "bitmod3g128", "bitmod4g32"]),
+    st.sampled_from(["nf4g64", "nf4g32", "mxfp4", "iq4g32", "bitmod3g128", "bitmod4g32"]),
     sizes,
     st.integers(1, 200),
     st.integers(0, 9),
@@ -262,6 +264,42 @@ def test_codebooks_return_every_matrix(format, rows, cols, seed):
     np.testing.assert_allclose(again.values, values, atol=1 / 16000 if format.startswith("nf4") else 0)
     if own is not None:
         np.testing.assert_array_equal(again.own, own)
+
+
+@pytest.mark.parametrize("format", ["iq4g32s256", "nvfp4"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 300), (40, 512)])
+def test_codebooks_with_scales_of_8_bits_return_every_matrix(format, rows, cols):
+    codec, rng = formats.codec(format), np.random.default_rng(rows)
+    codec = getattr(codec, "_FORMAT", codec)
+    scale = rng.integers(-128, 127, (rows, -(-cols // codec.ACT_GROUP)), dtype=np.int8)
+    scale = np.where(scale == -1, 0, scale).view(np.uint8).view(E4M3) if codec.floats else scale
+    unit = rng.standard_normal((rows, -(-cols // codec.block) if codec.block else 1)).astype(np.float32)
+    codes, values = rng.integers(0, 16, (rows, cols), dtype=np.uint8), np.array(codec.values, np.float32)
+    matrix = Codebook(codes, values, scale, codec.ACT_GROUP, unit=unit, block=codec.block)
+    packed = formats.pack(matrix, format).check("x")
+    assert codec.accepts(matrix)
+    for name in ("codes", "values", "scale", "unit"):
+        np.testing.assert_array_equal(getattr(packed.matrix, name), getattr(matrix, name))
+    np.testing.assert_array_equal(to_float32(packed.matrix[1:]), to_float32(matrix)[1:])
+    for wrong in (
+        to_float32(matrix),
+        Codebook(codes, values + 1, scale, codec.ACT_GROUP, unit=unit, block=codec.block),
+    ):
+        with pytest.raises(ValueError, match="not the codebook"):
+            formats.pack(wrong, format)
+
+
+def test_8_bit_floats_are_what_torch_makes_of_them():
+    torch = pytest.importorskip("torch", reason="the oracle of E4M3")
+    every = np.arange(256, dtype=np.uint8)
+    theirs = torch.from_numpy(every.copy()).view(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(to_float32(every.view(E4M3)), theirs)
+    scale = np.array([[2.0, -3.0]], np.float32)
+    packed = formats.pack(Scaled(every[None].view(E4M3), scale, 128), "f8g128").check("x")
+    sound = every & 127 != 127
+    np.testing.assert_array_equal(packed.matrix[0, sound], (theirs * np.repeat(scale[0], 128))[sound])
+    with pytest.raises(ValueError, match="not the scaled"):
+        formats.pack(packed.matrix, "f8")
 
 
 @pytest.mark.parametrize(("format", "gap"), [("nf4g64", 0.305), ("mxfp4", 2.0)])

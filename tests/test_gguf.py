@@ -30,6 +30,7 @@ IDS = [1, 5, 9, 42, 77, 3]
 PEER_PYTHON = os.environ.get("LUTRA_PEER_PYTHON", sys.executable)  # one with llama-cpp-python
 DENSE = ["F32", "F16", "BF16"]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"]
+QUANTIZED += ["NVFP4", "IQ4_NL", "IQ4_XS"]
 OWN = ["Q1_0", "Q2_0", "Q2_0 wide", "STQ1_0", "STQ1_0 early", "I2_S", "PQ2_0", "PTQ1_0"]
 
 
@@ -90,6 +91,9 @@ FORMATS = {
     "Q4_1": "q4g32s32m",
     "Q3_K": "q4g16s256",
     "Q6_K": "q6g16s256",
+    "IQ4_NL": "iq4g32",
+    "IQ4_XS": "iq4g32s256",
+    "NVFP4": "nvfp4",
     "TQ1_0": "ternary",
     "TQ2_0": "ternary",
     "I2_S": "ternary",
@@ -394,6 +398,7 @@ LLAMA_CPP: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "llama": ("llama", {}, MIXED),
     "qwen2": ("qwen2", {}, ["Q3_K", "Q5_0", "Q5_1", "Q4_1", "Q2_K"]),
     "qwen3": ("qwen3", dict(head_dim=128), ["Q1_0", "Q2_0", "MXFP4"]),
+    "iq4": ("llama", {}, ["IQ4_XS", "IQ4_NL"]),
     "olmoe": ("olmoe", dict(num_experts=4, num_experts_per_tok=2, num_key_value_heads=4), ["F16"]),
     "qwen3 of experts": ("qwen3_moe", MIXTURE, ["Q8_0", "Q4_K", "F16"]),
     "qwen2 of experts": ("qwen2_moe", SHARED | dict(norm_topk_prob=False), ["F16", "Q8_0"]),
@@ -641,7 +646,7 @@ def test_what_the_bench_writes_for_llama_cpp_runs_here(type, tmp_path):
         (lambda b: b.replace(b"token_embd", b"token_type"), LutraError, "vocab_size|token_type"),
         (lambda b: b.replace(b"general.name", b"prism.hadama"), UnsupportedModelError, "prism.hadama"),
         (lambda b: b.replace(b"\x23\0\0\0", b"\x26\0\0\0"), UnsupportedModelError, "ggml's type TL1"),
-        (lambda b: b.replace(b"\x23\0\0\0", b"\x14\0\0\0"), UnsupportedModelError, "ggml's type IQ4_NL"),
+        (lambda b: b.replace(b"\x23\0\0\0", b"\x16\0\0\0"), UnsupportedModelError, "ggml's type IQ2_S"),
     ],
 )
 def test_files_that_are_refused(change, error, said, tmp_path):
@@ -663,7 +668,7 @@ def test_other_types_under_a_known_number_are_refused(tmp_path):
 @given(
     flips=st.lists(st.tuples(st.integers(0, 2300), st.integers(0, 255)), min_size=1, max_size=4),
     length=st.none() | st.integers(0, 60_000),
-    type=st.sampled_from(["TQ2_0", "Q4_0", "Q2_K", "F16"]),
+    type=st.sampled_from(["TQ2_0", "Q4_0", "Q2_K", "IQ4_XS", "F16"]),
 )
 @settings(max_examples=150, deadline=None)
 def test_damaged_files_end_in_named_errors(flips, length, type, tmp_path_factory):

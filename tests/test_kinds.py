@@ -72,11 +72,14 @@ def damaged(folder: Path, change: Any) -> None:
     """Rewrite model.safetensors after ``change`` has had its arrays by name."""
     file = SafetensorsFile(folder / "model.safetensors")
     arrays = {name: entry.read() for name, entry in file.entries.items()}
+    bits = {name: entry.dtype for name, entry in file.entries.items() if entry.dtype == "F8_E4M3"}  # numpy has none
     arrays = {name: a.copy() for name, a in arrays.items()}  # type: ignore[union-attr]
     file.close()
     change(arrays)
     (folder / "model.safetensors").unlink()
-    write_safetensors(folder / "model.safetensors", [(n, dtype_name(a), a.shape, a) for n, a in arrays.items()])
+    write_safetensors(
+        folder / "model.safetensors", [(n, bits.get(n) or dtype_name(a), a.shape, a) for n, a in arrays.items()]
+    )
 
 
 def read_all(folder: Path) -> None:
@@ -542,8 +545,10 @@ def test_compressed_tensors(name, tmp_path, low_bit):
 FP8 = {
     "blocks": (dict(), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"F32"}),
     "powers of two": (dict(powers=True), {"quant_method": "fp8", "weight_block_size": [32, 48]}, {"BF16"}),
-    "one scale": (dict(block=None, dtype="bfloat16"), {"quant_method": "fp8", "weight_block_size": None}, {"F32"}),
-    "rows": (dict(block=(1, 0), ending="weight_scale"), {"quant_method": "fbgemm_fp8"}, {"F32"}),
+    "one scale": (dict(block=None, dtype="bfloat16"), {"quant_method": "fp8", "weight_block_size": None}, {"f8"}),
+    "rows": (dict(block=(1, 0), ending="weight_scale"), {"quant_method": "fbgemm_fp8"}, {"f8"}),
+    "wide blocks": (dict(block=(128, 128)), {"quant_method": "fp8", "weight_block_size": [128, 128]}, {"f8g128", "f8"}),
+    "ModelOpt": (dict(block=None, ending="weight_scale"), {"quant_method": "modelopt", "quant_algo": "FP8"}, {"f8"}),
     "compressed": (
         dict(block=(1, 0), ending="weight_scale"),
         {
@@ -551,7 +556,7 @@ FP8 = {
             "format": "float-quantized",
             "config_groups": {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"num_bits": 8}}},
         },
-        {"F32"},
+        {"f8"},
     ),
 }
 
@@ -561,7 +566,7 @@ def test_float8(name, tmp_path, low_bit):
     how, said, formats = FP8[name]
     how = how | {"dtype": getattr(low_bit.torch, how.get("dtype", "float32"))}
     reference = low_bit.quantized(tmp_path, low_bit.float8(**how), {"quantization_config": said})
-    kind = "compressed-tensors" if name == "compressed" else "fp8"
+    kind = {"compressed": "compressed-tensors", "ModelOpt": "modelopt"}.get(name, "fp8")
     assert agrees(tmp_path, reference, kind, most=1e-4) == formats
     with open_checkpoint(tmp_path) as checkpoint:
         assert any("activations are not rounded" in note for note in checkpoint.notes)
@@ -572,7 +577,7 @@ def test_float8_without_scales(tmp_path, low_bit):
         codes = low_bit.torch.from_numpy(w).to(low_bit.torch.float8_e4m3fn)
         return codes.float().numpy(), {"weight": codes}
 
-    assert agrees(tmp_path, low_bit.quantized(tmp_path, cast), "dense", most=1e-4) == {"F16"}
+    assert agrees(tmp_path, low_bit.quantized(tmp_path, cast), "dense", most=1e-4) == {"f8"}
 
 
 @pytest.mark.parametrize(("how", "format"), [(dict(), "q8z"), (dict(sym=False, group=32), "q8g32z")])
@@ -670,10 +675,33 @@ def fp4_settings(kind: str) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "compressed-tensors", "format": f"{kind}-pack-quantized"}}
 
 
-@pytest.mark.parametrize(("kind", "format"), [("mxfp4", "mxfp4"), ("nvfp4", "F32")])
+@pytest.mark.parametrize(("kind", "format"), [("mxfp4", "mxfp4"), ("nvfp4", "nvfp4")])
 def test_compressed_floats_of_four_bits(kind, format, tmp_path, low_bit):
     reference = low_bit.quantized(tmp_path, four_bit_floats(kind), fp4_settings(kind), **FP4_SIZES)
-    assert agrees(tmp_path, reference, "compressed-tensors") == {format}
+    assert agrees(tmp_path, reference, "compressed-tensors", exact=kind == "mxfp4") == {format}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_modelopts_floats_of_four_bits(older, tmp_path, low_bit):
+    def quantize(w, rng):
+        dense, parts = four_bit_floats("nvfp4")(w, rng)
+        whole = (1 / parts["weight_global_scale"]).reshape(())
+        return dense, {
+            "weight": parts["weight_packed"],
+            "weight_scale": parts["weight_scale"],
+            "weight_scale_2": whole,
+            "input_scale": low_bit.torch.ones(()),
+        }
+
+    said = {"quant_algo": "NVFP4", "group_size": 16}
+    settings = {} if older else {"quantization_config": {"quant_method": "modelopt", **said}}
+    reference = low_bit.quantized(tmp_path, quantize, settings, **FP4_SIZES)
+    if older:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
+    assert agrees(tmp_path, reference, "modelopt", exact=False) == {"nvfp4"}
+    damaged(tmp_path, put("weight_scale", 0, 127))
+    with pytest.raises(CorruptModelError, match="not finite"):
+        Model.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -681,6 +709,7 @@ def test_compressed_floats_of_four_bits(kind, format, tmp_path, low_bit):
     [
         *[(kind, cut(name)) for kind in ("mxfp4", "nvfp4") for name in ("weight_packed", "weight_scale")],
         *[("nvfp4", drop("weight_global_scale")), ("nvfp4", put("weight_global_scale", 0, 0))],
+        ("nvfp4", put("weight_scale", 0, 255)),
         ("mxfp4", put("weight_scale", 0, 255)),
     ],
 )
@@ -688,6 +717,56 @@ def test_damaged_floats_of_four_bits_are_refused(tmp_path, low_bit, kind, change
     low_bit.quantized(tmp_path, four_bit_floats(kind), fp4_settings(kind), **FP4_SIZES)
     damaged(tmp_path, change)
     with pytest.raises(CorruptModelError):
+        Model.load(tmp_path)
+
+
+def hqq(low_bit: ModuleType, bits: int, axis: int = 1) -> Any:
+    """The library's own matrices, as it saves them."""
+    library = pytest.importorskip("hqq.core.quantize", reason="what writes its files")
+
+    def quantize(w, rng):
+        (rows, cols), torch = w.shape, low_bit.torch
+        linear = torch.nn.Linear(cols, rows, bias=False)
+        linear.weight.data = torch.from_numpy(w.copy())
+        said = library.BaseQuantizeConfig(nbits=bits, group_size=64, axis=axis)
+        state = library.HQQLinear(linear, said, compute_dtype=torch.float16, device="cpu").state_dict()
+        packing = "".join(map(chr, state["packing"].tolist()))
+        codes = library.Quantizer.unpack[packing](state["W_q"].data, dtype=torch.uint8)[: rows * cols // 64]
+        dense = (codes.float() - state["zero"].float()) * state["scale"].float()
+        parts = {name: tensor.data.clone() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+        return dense.reshape(w.shape).numpy(), parts
+
+    return quantize
+
+
+HQQ = {"quantization_config": {"quant_method": "hqq"}}
+
+
+@pytest.mark.parametrize(
+    ("bits", "format"), [(1, "b1g64z"), (2, "q2g64z"), (3, "q3g64z"), (4, "q4g64z"), (8, "q8g64z")]
+)
+def test_hqq(bits, format, tmp_path, low_bit):
+    reference = low_bit.quantized(tmp_path, hqq(low_bit, bits), HQQ, **FP4_SIZES)
+    assert agrees(tmp_path, reference, "hqq") == {format}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (put("axis", (), 0), UnsupportedModelError, "axis 0"),
+        (put("packing", 0, 57), UnsupportedModelError, "9bit_u8"),
+        (put("group_size", (), 7), CorruptModelError, "no sound description"),
+        (cut("W_q"), CorruptModelError, "rows of W_q"),
+        (cut("scale"), CorruptModelError, "scales"),
+        (drop("zero"), CorruptModelError, "no zero"),
+        (drop("shape"), UnsupportedModelError, "does not hold"),
+        (put("zero", 0, np.inf), CorruptModelError, "not finite"),
+    ],
+)
+def test_damaged_hqq_is_refused(change, error, says, tmp_path, low_bit):
+    low_bit.quantized(tmp_path, hqq(low_bit, 4), HQQ, **FP4_SIZES)
+    damaged(tmp_path, change)
+    with pytest.raises(error, match=says):
         Model.load(tmp_path)
 
 
@@ -746,9 +825,9 @@ def test_other_damaged_parts_are_refused(tmp_path, low_bit, recipe, change):
     [
         ({"quant_method": "awq", "version": "gemv"}, "gemv"),
         ({"quant_method": "compressed-tensors", "format": "mxfp8-quantized"}, "mxfp8"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt's 'NVFP4'"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
-        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "hqq"}, "HQQ"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:fp8_static"}, "auto-round"),
     ],
 )
@@ -768,17 +847,29 @@ anything = st.recursive(
 KEYS = ["bits", "group_size", "format", "checkpoint_format", "desc_act", "dynamic", "config_groups", "w_bits"]
 PARTS = [
     *["qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape", "weight"],
+    *[
+        "W_q",
+        "scale",
+        "zero",
+        "shape",
+        "nbits",
+        "axis",
+        "packing",
+        "group_size",
+        "weight_scale_2",
+        "weight_global_scale",
+    ],
     *["wscale", "wbias", "weight_clip_val", "u1", "u2", "v1", "v2", "U_packed", "V", "bW", "alpha", "wb1", "wb2"],
 ]
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
 
 @given(
-    st.sampled_from(["gptq", "awq", "compressed-tensors", None]),
+    st.sampled_from(["gptq", "awq", "compressed-tensors", "hqq", "modelopt", "fp8", None]),
     st.dictionaries(st.sampled_from(KEYS), anything),
     st.dictionaries(
         st.sampled_from(PARTS),
-        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8"]), SHAPES),
+        st.tuples(st.sampled_from(["i4", "f2", "f4", "i8", "u1"]), SHAPES),
         max_size=6,
     ),
 )

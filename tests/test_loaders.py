@@ -827,6 +827,21 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
 
 # --- kinds that are refused ----------------------------------------------------------------------
 
+ELSEWHERE = (
+    "aqlm",
+    "vptq",
+    "spqr",
+    "higgs",
+    "exl2",
+    "exl3",
+    "fp_quant",
+    "sinq",
+    "torchao",
+    "quanto",
+    "bitblas",
+    "quark",
+)
+
 
 @pytest.mark.parametrize(
     ("config", "tensor", "says"),
@@ -834,6 +849,15 @@ def test_one_bit_llm_with_other_bits_is_unsupported(hf_folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "a", "awq"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "a", "compressed"),
         ({"quantization_config": {"bits": 4}}, "a", "quantized"),
+        ({"quantization_config": {"quant_method": "gptq", "checkpoint_format": "marlin"}}, "a.qweight", "marlin"),
+        *[({"quantization_config": {"quant_method": name}}, "a", name) for name in ELSEWHERE],
+        ({}, "x.q_proj.Qidxs x.q_proj.SU x.q_proj.SV", "QuIP#"),
+        ({}, "x.q_proj.q_weight x.q_proj.q_scale", "EXL2"),
+        ({}, "x.q_proj.trellis x.q_proj.suh", "EXL3"),
+        ({}, "x.q_proj.codebooks x.q_proj.codes", "AQLM"),
+        ({}, "x.q_proj.centroids.weight x.q_proj.centroids", "VPTQ"),
+        ({}, "x.q_proj.weight._data x.q_proj.weight._scale", "quanto"),
+        ({}, "x.q_proj.weight:_data", "torchao"),
     ],
 )
 def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, Any], tensor: str, says: str) -> None:

@@ -52,8 +52,6 @@ def decode(source: Source) -> bool:
             source.entries[f"{stem}.weight"] = scaled(source, stem, block)
         else:
             source.entries[f"{stem}.weight"] = _bytes(source, stem, sizes)
-    if settings["format"] == "nvfp4-pack-quantized":
-        source.notes.append("NVFP4 is read as float32, which holds its values; convert it to fewer bits")
     return True
 
 

@@ -1,25 +1,26 @@
-"""Matrices of four-bit floats, E2M1, as compressed-tensors stores them: MXFP4 and NVFP4.
+"""Matrices of four-bit floats, E2M1, as compressed-tensors and ModelOpt store them: MXFP4 and NVFP4.
 
 ``weight_packed`` uint8 [out, in / 2], a byte's lower half first. MXFP4: ``weight_scale`` uint8 [out, in / 32],
 exponents plus 127. NVFP4: ``weight_scale`` float8 [out, in / 16], and ``weight_global_scale``, one float by which those
-are divided; no 16-bit scale holds the quotients, so the matrix is one of floats.
+are divided. ModelOpt's NVFP4: ``weight``, and ``weight_scale_2``, by which they are multiplied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
+from lutra import native
 from lutra.models.loaders import mxfp4
 from lutra.models.loaders.checkpoint import Entry, Source
-from lutra.models.loaders.fp8 import E4M3, FLOAT8
+from lutra.models.loaders.fp8 import FLOAT8
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Codebook, Matrix, to_float32
-from lutra.runtime.formats._blocks import is_finite
+from lutra.runtime.formats import E4M3, Codebook, Matrix, nvfp4, to_float32
 
-__all__ = ["mx_blocks", "nv_blocks"]
-
-_NV_GROUP = 16
+__all__ = ["modelopt_blocks", "mx_blocks", "nv_blocks"]
 
 
 def mx_blocks(source: Source, stem: str) -> Entry:
@@ -31,30 +32,42 @@ def mx_blocks(source: Source, stem: str) -> Entry:
     format = mxfp4.format_of(exponents, blocks)
 
     def read(begin: int = 0, end: int = rows) -> Matrix:
-        matrix = mxfp4.codebook(_codes(packed, begin, end), exponents[begin:end])
+        matrix = mxfp4.codebook(_codes(packed, mxfp4.GROUP, begin, end), exponents[begin:end])
         return to_float32(matrix) if format == "F32" else matrix
 
     return Entry(format, (rows, cols), read, lambda: read)
 
 
 def nv_blocks(source: Source, stem: str) -> Entry:
-    """A matrix of NVFP4 as float32, its parts taken from the source."""
-    parts = take_parts(source, stem, ("weight_packed", "weight_scale", "weight_global_scale"))
-    packed, scale = part(parts, stem, "weight_packed", ("U8",)), part(parts, stem, "weight_scale", (FLOAT8,))
-    rows, cols = _shape(stem, packed, scale, _NV_GROUP)
-    whole = parts.get("weight_global_scale")
+    """A matrix of NVFP4, its parts taken from the source."""
+    return _nv(source, stem, "weight_packed", "weight_global_scale", lambda whole: np.float32(0.5) / whole)
+
+
+def modelopt_blocks(source: Source, stem: str) -> Entry:
+    """The same of ModelOpt."""
+    return _nv(source, stem, "weight", "weight_scale_2", lambda whole: np.float32(0.5) * whole)
+
+
+def _nv(source: Source, stem: str, codes: str, factor: str, unit_of: Callable[[np.ndarray], np.ndarray]) -> Entry:
+    """unit_of: from the factor of the matrix to that of codes that are twice their values."""
+    parts = take_parts(source, stem, (codes, "weight_scale", factor))
+    packed, scale = part(parts, stem, codes, ("U8",)), part(parts, stem, "weight_scale", (FLOAT8,))
+    rows, cols = _shape(stem, packed, scale, nvfp4.ACT_GROUP)
+    whole = parts.get(factor)
     if whole is None or whole.dtype not in FLOATS or whole.shape not in ((1,), ()):
-        raise CorruptModelError(f"{stem!r:.80} has no weight_global_scale that is one number")
+        raise CorruptModelError(f"{stem!r:.80} has no {factor} that is one number")
+    values = np.array(nvfp4.VALUES, np.float32)
 
-    def read(begin: int = 0, end: int = rows) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            scales = E4M3[array_of(scale)[begin:end]] / to_float32(array_of(whole)).reshape(())
-        if not is_finite(scales):
+    def read(begin: int = 0, end: int = rows) -> Matrix:
+        with np.errstate(divide="ignore", over="ignore"):
+            unit = unit_of(to_float32(array_of(whole)).reshape(1, 1))
+        scales = array_of(scale)[begin:end]
+        if not np.isfinite(unit).all() or (scales & 127 == 127).any():
             raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
-        values = np.array(mxfp4.VALUES, np.float32)
-        return to_float32(Codebook(_codes(packed, begin, end), values, scales, _NV_GROUP))
+        units, group = np.repeat(unit, len(scales), axis=0), nvfp4.ACT_GROUP
+        return Codebook(_codes(packed, group, begin, end), values, scales.view(E4M3), group, unit=units)
 
-    return Entry("F32", (rows, cols), read, lambda: read)
+    return Entry("nvfp4", (rows, cols), read, lambda: read)
 
 
 def _shape(stem: str, packed: Entry, scale: Entry, group: int) -> tuple[int, int]:
@@ -64,6 +77,7 @@ def _shape(stem: str, packed: Entry, scale: Entry, group: int) -> tuple[int, int
     return rows, 2 * half
 
 
-def _codes(packed: Entry, begin: int, end: int) -> np.ndarray:
+def _codes(packed: Entry, group: int, begin: int, end: int) -> Any:
+    """Where they lie."""
     data = array_of(packed)[begin:end]
-    return np.stack([data & 15, data >> 4], axis=2).reshape(len(data), -1)
+    return native.InBlocks(data.reshape(len(data), -1, group // 2), (native.Field(0, group // 2, 4),))

@@ -1,4 +1,4 @@
-"""Checkpoints of 8-bit floats (E4M3: Micikevicius et al. 2022), as Qwen, Mistral, FBGEMM and ModelOpt release them.
+"""Checkpoints of 8-bit floats (E4M3), as Qwen, Mistral, FBGEMM and, by modelopt.py, ModelOpt release them.
 
 In a matrix's place: ``weight`` float8 [out, in]; ``weight_scale_inv`` or ``weight_scale``, by which it is multiplied
 in spite of the name: one number, one per row [out, 1], or one per block [blocks of rows, blocks of columns]. What
@@ -14,12 +14,13 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
 from lutra.models.loaders.tensor import BF16
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import to_float32
+from lutra.runtime.formats import E4M3, Scaled, to_float32
 
-__all__ = ["E4M3", "FLOAT8", "as_half", "decode", "drop_scales_of_activations", "scaled"]
+__all__ = ["FLOAT8", "decode", "drop_scales_of_activations", "scaled", "unscaled"]
 
 FLOAT8 = "F8_E4M3"
-METHODS = ("fp8", "fbgemm_fp8", "modelopt")
+METHODS = ("fp8", "fbgemm_fp8")
+GROUP = 128  # columns of our format f8g128
 SCALES = ("weight_scale_inv", "weight_scale")
 ACTIVATIONS = tuple(
     f".{name}"
@@ -28,15 +29,14 @@ ACTIVATIONS = tuple(
 
 
 def decode(source: Source) -> bool:
-    """Turn every float8 matrix into one of wider floats; returns False for any other directory."""
+    """Turn every float8 matrix into one in our formats f8; returns False for any other directory."""
     settings = source.quantization
     if settings.get("quant_method") not in METHODS:
         return False
     stems = [name.removesuffix(".weight") for name, entry in source.entries.items() if _is_matrix(name, entry)]
     if not stems:
-        said = " ".join(str(settings[key]) for key in ("quant_method", "quant_algo") if key in settings)
         raise UnsupportedModelError(
-            f"{source.path} stores its weights as {said!r:.60}, but none of them as 8-bit floats",
+            f"{source.path} says {settings['quant_method']!r:.60}, but stores no weights as 8-bit floats",
             "Use a release of the model in float16, bfloat16 or FP8.",
         )
     source.kind = "fp8"
@@ -64,7 +64,7 @@ def scaled(source: Source, stem: str, block: object) -> Entry:
     weight = part(parts, stem, "weight", (FLOAT8,))
     stored = next((parts[name] for name in SCALES if name in parts), None)
     if stored is None:
-        return as_half(weight)
+        return unscaled(weight)
     if stored.dtype not in FLOATS or len(stored.shape) > 2:
         raise CorruptModelError(f"{stem!r:.80}: the scale is {stored.dtype} {stored.shape}, not numbers by blocks")
     scale = to_float32(array_of(stored))
@@ -73,14 +73,23 @@ def scaled(source: Source, stem: str, block: object) -> Entry:
         raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
     rows, cols = _shared(stem, weight.shape, scale.shape, block)
 
-    def read() -> np.ndarray:
-        values = E4M3[array_of(weight)]
-        for i, factors in enumerate(scale):
-            values[i * rows : (i + 1) * rows] *= np.repeat(factors, cols)[: weight.shape[1]]
+    kept = 0 if scale.shape[1] == 1 else GROUP if not cols % GROUP else cols
+
+    def read(begin: int = 0, end: int = weight.shape[0]) -> Scaled:
+        values = array_of(weight)[begin:end].view(E4M3)
+        own = np.arange(begin, end) // rows
+        groups = np.arange(0, weight.shape[1], kept or weight.shape[1]) // cols
+        return Scaled(values, scale[own][:, groups], kept)
+
+    if kept in (0, GROUP):
+        return Entry(f"f8g{kept}" if kept else "f8", weight.shape, read, lambda: read)
+
+    def wide() -> np.ndarray:
+        values = to_float32(read())
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(BF16) if narrow else values
 
     narrow = bool((np.frexp(scale)[0] == 0.5).all())  # powers of two: bfloat16 holds the products
-    return Entry("BF16" if narrow else "F32", weight.shape, read)
+    return Entry("BF16" if narrow else "F32", weight.shape, wide)
 
 
 def _shared(stem: str, shape: tuple[int, ...], scales: tuple[int, ...], block: object) -> list[int]:
@@ -95,20 +104,18 @@ def _shared(stem: str, shape: tuple[int, ...], scales: tuple[int, ...], block: o
     return shared
 
 
-def as_half(entry: Entry) -> Entry:
-    """A tensor of float8 as float16, which holds all its values; others as they are."""
+def unscaled(entry: Entry) -> Entry:
+    """A matrix of float8 without a scale, and any other tensor of it as float16, which holds all its values.
+
+    Entries of other types as they are.
+    """
     if entry.dtype != FLOAT8:
         return entry
-    return Entry("F16", entry.shape, lambda: E4M3[array_of(entry)].astype(np.float16))
+    if len(entry.shape) == 2:
+        rows = entry.shape[0]
 
+        def read(begin: int = 0, end: int = rows) -> Scaled:
+            return Scaled(array_of(entry)[begin:end].view(E4M3), np.ones((min(end, rows) - begin, 1), np.float32))
 
-def _e4m3() -> np.ndarray:
-    """float32 [256]: a sign, four bits of exponent, three of fraction; no infinities, and one NaN of each sign."""
-    codes = np.arange(256)
-    exponent, fraction = codes >> 3 & 15, codes & 7
-    values = np.where(exponent, 8 + fraction, 2 * fraction) * 2.0 ** (exponent - 10)
-    values[codes & 127 == 127] = np.nan
-    return np.where(codes < 128, values, -values).astype(np.float32)
-
-
-E4M3 = _e4m3()
+        return Entry("f8", entry.shape, read, lambda: read)
+    return Entry("F16", entry.shape, lambda: to_float32(array_of(entry).view(E4M3)).astype(np.float16))

@@ -7,7 +7,7 @@ request 22836.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from lutra import native
 from lutra.models.loaders import mxfp4
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Codebook, Coded, Matrix, Nested, to_float32
+from lutra.runtime.formats import E4M3, Codebook, Coded, Matrix, Nested, iq4, nvfp4, to_float32
 from lutra.runtime.formats._blocks import is_finite
 
 __all__ = ["FLOATS", "SHARED", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
@@ -48,8 +48,8 @@ class Type:
     def read(self, blocks: Blocks, format: str) -> Matrix:
         """The matrix, for the format that was told. CorruptModelError for scales that are no numbers."""
         matrix = self.matrix(blocks)
-        scales: np.ndarray = getattr(matrix, "unit", getattr(matrix, "scale", None))  # type: ignore[assignment]
-        if not is_finite(scales):
+        scales = getattr(matrix, "unit", None)
+        if not is_finite(matrix.scale if scales is None else scales):  # type: ignore[union-attr]
             raise CorruptModelError(f"a tensor of type {self.name} has scales that are not finite numbers")
         if format == "ternary":
             assert isinstance(matrix, Coded)
@@ -264,7 +264,32 @@ _FOURS = _sherry()
 
 
 def _mxfp4(b: Blocks) -> Codebook:
-    return mxfp4.codebook(np.asarray(_codes(b, (1, 16, 4, 16))), b[:, :, 0])
+    return mxfp4.codebook(_codes(b, (1, 16, 4, 16)), b[:, :, 0])
+
+
+def _nvfp4(b: Blocks) -> Codebook:
+    """Scales have no sign, and what is no number is 0."""
+    scale = b[:, :, :4] & 127
+    scale[scale == 127] = 0
+    unit = np.full((len(b), 1), 0.5, np.float32)
+    return _in_values(nvfp4.VALUES, _codes(b, (4, 32, 4, 8)), scale.reshape(len(b), -1).view(E4M3), 16, unit, 0)
+
+
+def _iq4_nl(b: Blocks) -> Codebook:
+    return _in_values(iq4.VALUES, _codes(b, (2, 16, 4, 16)), _half(b, 0), 32)
+
+
+def _iq4_xs(b: Blocks) -> Codebook:
+    low = np.stack([b[:, :, 4:8] & 15, b[:, :, 4:8] >> 4], axis=3).reshape(*b.shape[:2], 8)
+    high = b.view("<u2")[:, :, 1:2] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scale = (low | high.astype(np.uint8) << 4).view(np.int8) - np.int8(32)
+    return _in_values(iq4.VALUES, _codes(b, (8, 128, 4, 16)), scale.reshape(len(b), -1), 32, _half(b, 0), 256)
+
+
+def _in_values(
+    values: Sequence[int], codes: Any, scale: np.ndarray, group: int, unit: np.ndarray | None = None, block: int = 0
+) -> Codebook:
+    return Codebook(codes, np.array(values, np.float32), scale, group, unit=unit, block=block)
 
 
 def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
@@ -293,9 +318,12 @@ TYPES = {
     12: Type("Q4_K", 256, 144, _q4_k, "q4g32s256m"),
     13: Type("Q5_K", 256, 176, _q5_k, "q5g32s256m"),
     14: Type("Q6_K", 256, 210, _q6_k, "q6g16s256"),
+    20: Type("IQ4_NL", 32, 18, _iq4_nl, "iq4g32"),
+    23: Type("IQ4_XS", 256, 136, _iq4_xs, "iq4g32s256"),
     34: Type("TQ1_0", 256, 54, _tq1_0, _ternary_at(52)),
     35: Type("TQ2_0", 256, 66, _tq2_0, _ternary_at(64)),
     39: Type("MXFP4", 32, 17, _mxfp4, _floating),
+    40: Type("NVFP4", 64, 36, _nvfp4, "nvfp4"),
     41: Type("Q1_0", 128, 18, _q1_0, "b1g128"),
     42: Type("Q2_0", 64, 18, _q2_0, _ternary),
     43: Type("STQ1_0", 256, 42, _stq1_0, _ternary_at(40)),  # Tencent's
@@ -305,7 +333,7 @@ TYPES = {
 SHARED = {42: (Type("Q2_0", 128, 34, _q2_0, _ternary), TYPES[43])}  # PrismML's, and Tencent's earlier files'
 
 UNREADABLE = {
-    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
-    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M", 31: "Q4_0_4_4",
-    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "I2_S", 37: "I8_S", 38: "TL1", 40: "NVFP4",
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M", 31: "Q4_0_4_4",
+    32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "I2_S", 37: "I8_S", 38: "TL1",
 }  # fmt: skip

@@ -54,6 +54,7 @@ def read(path: Path) -> Checkpoint:
     if len(tensors) < sum(len(file.tensors) for file in files):
         raise CorruptModelError(f"{files[0].path}: two of its files hold the same tensor")
     model = gguf_names.model_of(metadata, {name: tensor.shape for name, tensor in tensors.items()})
+    _require_types(path, [tensor for name, tensor in tensors.items() if name in model.names], model.bitnet)
     entries: dict[str, Entry] = {}
     for name, tensor in tensors.items():
         factor = tensors.get(model.factors.get(name, ""))
@@ -68,6 +69,18 @@ def read(path: Path) -> Checkpoint:
     notes = [*model.notes, *prism.rotate(metadata, model.names, entries, config)]
     tokenizer = partial(gguf_tokenizer.files, metadata)
     return Checkpoint(path, "gguf", config, entries, tuple(files), notes=notes, tokenizer_files=tokenizer)
+
+
+def _require_types(path: Path, tensors: list[Tensor], bitnet: bool) -> None:
+    """Raise UnsupportedModelError where tensors are of types not read here: before anything long is."""
+    each = {tensor.type_name(bitnet): tensor.readable(bitnet) for tensor in tensors}
+    unread, others = (sorted(name for name, known in each.items() if known == which) for which in (False, True))
+    if unread:
+        raise UnsupportedModelError(
+            f"{path} has tensors of ggml's type {' and '.join(unread)}, which lutra does not read"
+            + (f" (beside {', '.join(others)}, which it does)" if others else ""),
+            f"Use a file of the model in other types: {', '.join(t.name for t in ggml.TYPES.values())}.",
+        )
 
 
 def _keys_and_values(tensors: dict[str, Tensor], layer: str) -> dict[str, Entry]:
@@ -154,12 +167,21 @@ class Tensor:
         elif (type := self._block_type()) and not (bitnet and self.type == TL2):
             entry = self._blocks(type)
         else:
-            name = ggml.UNREADABLE.get(self.type, "TL2" if bitnet and self.type == TL2 else str(self.type))
-            raise UnsupportedModelError(
-                f"{self.file.path} stores {self.name!r:.80} in ggml's type {name}, which lutra does not read",
-                f"Use a GGUF file with other types: {', '.join(t.name for t in ggml.TYPES.values())}.",
-            )
+            raise UnsupportedModelError(f"{self.name!r:.80} is of ggml's type {self.type_name(bitnet)}")
         return entry if factor is None else _scaled(entry, factor)
+
+    def readable(self, bitnet: bool) -> bool:
+        """Whether entry() knows the type."""
+        if self.type == TL2 and bitnet:
+            return False
+        return self.type in ggml.FLOATS or self.type in ggml.TYPES or (self.type == I2_S and bitnet)
+
+    def type_name(self, bitnet: bool) -> str:
+        """What ggml calls the type."""
+        if self.type == TL2 and bitnet:
+            return "TL2"
+        type = self._block_type()
+        return type.name if type else ggml.FLOATS.get(self.type) or ggml.UNREADABLE.get(self.type, str(self.type))
 
     def parts(self) -> list[Tensor]:
         """The tensors along the slowest dimension: the matrices of a mixture's experts."""

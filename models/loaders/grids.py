@@ -129,11 +129,14 @@ class Grid:
 
     def entry(self) -> Entry:
         """The matrix in the smallest format that holds it exactly, or else as float32: groups and scales decide."""
-        kept = kept_of(self.group) if self.group else 0
-        if self.group and not (kept and (self.half or is_half(self._scale()))):
+        kept, zero = kept_of(self.group) if self.group else 0, self.zero()
+        if not is_finite(zero):
+            raise CorruptModelError(f"{self.stem!r:.80} has zeros that are not finite numbers")
+        if (self.group and not (kept and (self.half or is_half(self._scale())))) or not is_half(zero):
             return Entry("F32", self.shape, lambda: to_float32(self._matrix(self.group)))
-        middle = (self.zero() == 1 << self.bits - 1).all() and (kept or self.bits < 8)  # q8 is another format
-        format = f"q{self.bits}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
+        middle = (zero == 1 << self.bits - 1).all() and (kept or self.bits < 8)  # q8 is another format
+        base = "b1" if self.bits == 1 else f"q{self.bits}"
+        format = f"{base}{f'g{kept}' if kept else ''}{'' if middle else 'z'}"
         if self.order is not None:
             return Entry(f"ordered-{format}", self.shape, lambda: self._matrix(kept))
         return Entry(format, self.shape, lambda: self._matrix(kept), lambda: self._by_rows(kept))

@@ -13,7 +13,7 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_with
 from lutra.models.loaders.expert_stacks import split_experts
 from lutra.models.loaders.few_levels import find_few_levels
-from lutra.models.loaders.fp8 import as_half
+from lutra.models.loaders.fp8 import unscaled
 from lutra.models.loaders.refusals import refuse, refuse_encoding
 from lutra.models.loaders.safetensors import SafetensorsFile
 from lutra.models.loaders.tensor import DTYPES
@@ -52,7 +52,7 @@ def read(path: Path) -> Checkpoint:
         split_experts(source)
         source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
         _decode(source, files)
-        source.entries = {name: as_half(entry) for name, entry in source.entries.items()}
+        source.entries = {name: unscaled(entry) for name, entry in source.entries.items()}
         source.config = normalized(source.config, source.entries)
         _untie(source)
     metadata = {key: value for file in files for key, value in file.metadata.items()}

@@ -71,7 +71,7 @@ def codebook(codes: np.ndarray, exponents: np.ndarray) -> Codebook:
     scale = np.exp2(exponents.astype(np.float32) - 127)
     beyond = _beyond(exponents)
     if beyond.any():
-        scale[beyond & ~(codes.reshape(*exponents.shape, GROUP) & 7).any(axis=2)] = 1
+        scale[beyond & ~(np.asarray(codes).reshape(*exponents.shape, GROUP) & 7).any(axis=2)] = 1
     return Codebook(codes, np.array(VALUES, np.float32), scale, GROUP)
 
 

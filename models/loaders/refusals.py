@@ -13,6 +13,18 @@ from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["refuse", "refuse_encoding"]
 
+# What a matrix's tensors are called in ways of storing weights that no configuration need name.
+NAMES = {
+    ".Qidxs": "QuIP#",
+    ".q_weight": "EXL2",
+    ".trellis": "EXL3",
+    ".codebooks": "AQLM",
+    ".centroids": "VPTQ",
+    ".dense_weights": "SpQR",
+    ".W_q": "HQQ",
+    ".weight._data": "quanto",
+    ".weight:_data": "torchao",
+}
 FOREIGN_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt")
 
 
@@ -50,11 +62,13 @@ def refuse_encoding(source: Source) -> None:
     if what := _encoding(source):
         raise UnsupportedModelError(
             f"{source.path} stores its weights as {what}, which lutra does not read",
-            "Use a release of the model in float16, bfloat16 or BitNet form.",
+            "Use a release in float16 or bfloat16, or one quantized by GPTQ, AWQ, llm-compressor or llama.cpp.",
         )
 
 
 def _encoding(source: Source) -> str | None:
     if source.quantization:
         return f"{source.quantization.get('quant_method', 'quantized')!s:.40} tensors"
-    return None
+    endings = (name[at:] for name in source.entries for at in range(len(name)) if name[at] == ".")
+    found = next((NAMES[ending] for ending in endings if ending in NAMES), None)
+    return found and f"{found} tensors"

@@ -9,6 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* An 8-bit float, E4M3, has the sign of a float16 and seven of the bits below it, but its exponent counts from 7, not
+ * from 15. What is no number becomes 480. */
+#define F8_IN_F16 0xbfff
+#define F8_OF_F16 256.0f
+
 #if defined(__AVX512F__) && !defined(LT_PLAIN)
 #include <immintrin.h>
 
@@ -47,6 +52,11 @@ static inline void vstore_f16(uint16_t *p, f32x16 v) {
 static inline f32x16 vload_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline f32x16 vload_f8(const uint8_t *p) {
+    __m256i half = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)F8_IN_F16));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(F8_OF_F16));
 }
 
 #elif defined(__AVX2__) && !defined(LT_PLAIN)
@@ -110,6 +120,12 @@ static inline __m256 load_bf16_half(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 static inline f32x16 vload_bf16(const uint16_t *p) { return LT_BOTH(load_bf16_half(p), load_bf16_half(p + 8)); }
+static inline __m256 load_f8_half(const uint8_t *p) {
+    __m128i half = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p)), 7);
+    half = _mm_and_si128(half, _mm_set1_epi16((short)F8_IN_F16));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(F8_OF_F16));
+}
+static inline f32x16 vload_f8(const uint8_t *p) { return LT_BOTH(load_f8_half(p), load_f8_half(p + 8)); }
 
 #elif defined(__aarch64__) && !defined(LT_PLAIN)
 #include <arm_neon.h>
@@ -157,6 +173,14 @@ static inline void vstore_f16(uint16_t *p, f32x16 v) {
     for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v.q[i])));
 }
 static inline f32x16 vload_bf16(const uint16_t *p) { LT_EACH(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16))); }
+static inline f32x16 vload_f8(const uint8_t *p) {
+    int8x16_t bytes = vreinterpretq_s8_u8(vld1q_u8(p));
+    int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))};
+    uint16x8_t mask = vdupq_n_u16(F8_IN_F16), half[2];
+    for (int i = 0; i < 2; i++) half[i] = vandq_u16(vreinterpretq_u16_s16(vshlq_n_s16(words[i], 7)), mask);
+    LT_EACH(vmulq_n_f32(
+        vcvt_f32_f16(vreinterpret_f16_u16(i & 1 ? vget_high_u16(half[i / 2]) : vget_low_u16(half[i / 2]))), F8_OF_F16));
+}
 
 #else /* plain C: the reference of the others */
 
@@ -218,6 +242,9 @@ static inline void vstore_f16(uint16_t *p, f32x16 v) {
     for (int i = 0; i < 16; i++) p[i] = float_to_f16(v.f[i]);
 }
 static inline f32x16 vload_bf16(const uint16_t *p) { LT_EACH(bits_to_float((uint32_t)p[i] << 16)); }
+static inline f32x16 vload_f8(const uint8_t *p) {
+    LT_EACH(f16_to_float((uint16_t)((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7)) * F8_OF_F16);
+}
 #endif
 
 /* The first n < 16 elements; the other lanes are 0. */
@@ -231,6 +258,7 @@ LT_PARTIAL_LOAD(vloadn, vload, float)
 LT_PARTIAL_LOAD(vloadn_i8, vload_i8, int8_t)
 LT_PARTIAL_LOAD(vloadn_f16, vload_f16, uint16_t)
 LT_PARTIAL_LOAD(vloadn_bf16, vload_bf16, uint16_t)
+LT_PARTIAL_LOAD(vloadn_f8, vload_f8, uint8_t)
 
 #define LT_PARTIAL_STORE(name, store, type)                                                                     \
     static inline void name(type *p, f32x16 v, int32_t n) {                                                     \

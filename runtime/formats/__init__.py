@@ -37,6 +37,7 @@ from lutra.runtime.errors import CorruptModelError
 
 __all__ = [
     "BF16",
+    "E4M3",
     "Codebook",
     "Coded",
     "Factored",
@@ -44,6 +45,7 @@ __all__ = [
     "Packed",
     "Planes",
     "Rotated",
+    "Scaled",
     "Stacked",
     "Unread",
     "codec",
@@ -61,6 +63,25 @@ class BF16(np.ndarray):
     numpy has no bfloat16, so a value is the upper half of a float32. The class marks the bits
     through slicing and reshaping; arithmetic on it is integer arithmetic: use ``to_float32``.
     """
+
+
+class E4M3(np.ndarray):
+    """8-bit floats (E4M3: Micikevicius et al. 2022) as their uint8 bit patterns, marked as BF16's are.
+
+    A sign, four bits of exponent, three of fraction; no infinities, and one NaN of each sign.
+    """
+
+
+def _e4m3() -> np.ndarray:
+    """What every pattern means: float32 [256]."""
+    codes = np.arange(256)
+    exponent, fraction = codes >> 3 & 15, codes & 7
+    values = np.where(exponent, 8 + fraction, 2 * fraction) * 2.0 ** (exponent - 10)
+    values[codes & 127 == 127] = np.nan
+    return np.where(codes < 128, values, -values).astype(np.float32)
+
+
+_E4M3 = _e4m3()
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +201,12 @@ def _rows(x: np.ndarray | None, rows: Any) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """A matrix whose elements are looked up: W[o, i] = values[codes[o, i]] * scale[o, i // group].
+    """A matrix of looked-up elements: W[o, i] = values[codes[o, i]] * scale[o, i // group] * unit[o, i // block].
 
-    codes: uint8 [out, in]. values: float32 [8] or [16]. scale: float32 [out, groups]. group: columns that share a
-    scale. own: float32 [out, groups], the value of the one code whose value is NaN; None: there is none.
+    codes: uint8 [out, in], or an object that numpy makes such an array of (native.InBlocks). values: float32 [8] or
+    [16]. scale: float32, float16, int8 or E4M3 [out, groups]. group: columns that share a scale. own: float32
+    [out, groups], the value of the one code whose value is NaN; None: there is none. unit: float32 or float16
+    [out, super-blocks], None: 1. block: columns of a super-block, 0: all.
     """
 
     codes: np.ndarray
@@ -191,10 +214,14 @@ class Codebook:
     scale: np.ndarray
     group: int
     own: np.ndarray | None = None
+    unit: np.ndarray | None = None
+    block: int = 0
 
     def __post_init__(self) -> None:
-        shape = (len(self.codes), -(-self.codes.shape[1] // self.group))
-        fits = self.codes.max(initial=0) < len(self.values) in (8, 16)
+        rows, cols = self.codes.shape
+        shape, units = (rows, -(-cols // self.group)), (rows, -(-cols // (self.block or cols)))
+        known = not isinstance(self.codes, np.ndarray) or self.codes.max(initial=0) < len(self.values)
+        fits = known and len(self.values) in (8, 16) and (self.unit is None or self.unit.shape == units)
         if self.scale.shape != shape or not fits or (self.own is not None and self.own.shape != shape):
             raise ValueError(f"codes of {self.codes.shape} need 8 or 16 values for all of them, and scales of {shape}")
         if np.isnan(self.values).sum() != (self.own is not None):
@@ -206,15 +233,51 @@ class Codebook:
         return self.codes.shape  # type: ignore[return-value]
 
     def __getitem__(self, rows: Any) -> Codebook:
-        return replace(self, codes=self.codes[rows], scale=self.scale[rows], own=_rows(self.own, rows))
+        own, unit = _rows(self.own, rows), _rows(self.unit, rows)
+        return replace(self, codes=self.codes[rows], scale=self.scale[rows], own=own, unit=unit)
+
+    @cached_property
+    def scales(self) -> np.ndarray:
+        """What every group's values are multiplied by: float32 [out, groups]."""
+        scale = to_float32(self.scale)
+        if self.unit is None:
+            return scale
+        own = np.arange(scale.shape[1]) * self.group // (self.block or self.shape[1])
+        return scale * to_float32(self.unit)[:, own]
 
     @cached_property
     def looked_up(self) -> np.ndarray:
         """Every code's value, unscaled: float32 [out, in]."""
-        found = np.take(self.values, self.codes)
+        found = np.take(self.values, np.asarray(self.codes))
         if self.own is None:
             return found
         return np.where(np.isnan(found), self.own[:, np.arange(found.shape[1]) // self.group], found)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A matrix of floats that are too small for their range: W[o, i] = values[o, i] * scale[o, i // group].
+
+    values: E4M3 [out, in]. scale: float32 [out, groups]. group: columns that share a scale, 0: all of a row.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        rows, cols = self.values.shape
+        shape = (rows, -(-cols // (self.group or cols)))
+        if self.scale.shape != shape:
+            raise ValueError(f"values of {self.values.shape} in groups of {self.group} need {shape} scales")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.values.shape  # type: ignore[return-value]
+
+    def __getitem__(self, rows: Any) -> Scaled:
+        return replace(self, values=self.values[rows], scale=self.scale[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,7 +365,7 @@ class Unread:
         return self.read(begin, end)
 
 
-Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Factored | Stacked | Rotated | Unread
+Matrix = np.ndarray | Coded | Nested | Planes | Codebook | Scaled | Factored | Stacked | Rotated | Unread
 
 
 def to_float32(x: Matrix) -> np.ndarray:
@@ -319,7 +382,12 @@ def to_float32(x: Matrix) -> np.ndarray:
         values = ((x.bits - np.float32(x.zero)) * x.scale[:, :, own]).sum(axis=0)
         return values if x.offset is None else values + x.offset[:, own]
     if isinstance(x, Codebook):
-        return x.looked_up * np.repeat(x.scale, x.group, axis=1)[:, : x.shape[1]]
+        return x.looked_up * np.repeat(x.scales, x.group, axis=1)[:, : x.shape[1]]
+    if isinstance(x, Scaled):
+        values, group = to_float32(x.values), x.group or x.shape[1]
+        for g, begin in enumerate(range(0, x.shape[1], group)):
+            values[:, begin : begin + group] *= x.scale[:, g, None]
+        return values
     if isinstance(x, Factored):
         return sum(map(_product, x.chains))  # type: ignore[return-value]
     if isinstance(x, Rotated):
@@ -331,6 +399,8 @@ def to_float32(x: Matrix) -> np.ndarray:
         return np.concatenate([to_float32(m) for m in x.matrices])
     if isinstance(x, BF16):
         return native.widen_bf16(x.view(np.ndarray))
+    if isinstance(x, E4M3):
+        return _E4M3[x.view(np.ndarray)]
     return np.asarray(x, dtype=np.float32)
 
 

@@ -1,7 +1,7 @@
-"""Codes of a codebook of 8 or 16 values, with a scale per group of columns: NF4, MXFP4, BitMoD.
+"""Codes of a codebook of 8 or 16 values, with a scale per group of columns: NF4, MXFP4, IQ4_NL, BitMoD.
 
 Codes lie as in q3 or q4 (_uniform.py). Kernels see a value as one or two digits of 7 bits, so any values are held to
-1/8191 of the largest, and small integers exactly:
+1/8191 of the largest, and integers exactly:
 
     value = sum over d of weight_d * (table_d[code] - zero_d)
 
@@ -66,7 +66,7 @@ class Values:
             unit = np.abs(values[values != 0]).min()
             digits = [(values / unit - values.min() / unit, unit, -values.min() / unit)]
         else:
-            unit = np.abs(values).max() / 8191
+            unit = 1 if (values == np.rint(values)).all() else np.abs(values).max() / 8191
             whole = np.rint(values / unit).astype(int) + 8192
             digits = [(whole >> 7, 128 * unit, 64), (whole & 127, unit, 0)]
         if self.own:
@@ -85,7 +85,8 @@ class Values:
 
     def _same(self, matrix: Codebook) -> bool:
         values = np.array(self.values, np.float32)
-        return matrix.group == self.ACT_GROUP and np.array_equal(matrix.values, values, equal_nan=True)
+        alike = np.array_equal(matrix.values, values, equal_nan=True)
+        return alike and matrix.group == self.ACT_GROUP and matrix.unit is None
 
     def pack(self, matrix: Matrix) -> Parts:
         """The parts of a matrix: codes as they are, floats rounded to the nearest value; ValueError for others."""

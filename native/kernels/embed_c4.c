@@ -1,0 +1,3 @@
+#include "codebook_embed.h"
+
+LT_KERNEL(embed_c4, lt_rows, embed_run);
