@@ -157,6 +157,8 @@ def test_files_beside_the_weights_are_carried_over(small: Path, tmp_path: Path) 
     (small / "additional_chat_templates").mkdir()
     carried = {
         "tokenizer.json": b"{ }",
+        "vocab.json": b"{}",
+        "merges.txt": b"a b\n",
         "generation_config.json": b"{}",
         "chat_template.jinja": b"x\r\n",
         "additional_chat_templates/tool_use.jinja": b"y",

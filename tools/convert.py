@@ -43,6 +43,8 @@ TERNARY_TYPES = ("t5", "t2")
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
