@@ -145,7 +145,8 @@ def convert(
     how = method_for(quantize, method) if quantize else None
     with open_checkpoint(src) as checkpoint:
         if checkpoint.kind == "lutra":
-            raise UnsupportedModelError(f"{src} is converted already", f"lutra run {src}")
+            hint = "quantize the checkpoint that it was made from" if quantize else f"lutra run {src}"
+            raise UnsupportedModelError(f"{src} is converted already", hint)
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
         embed = EMBED_TYPES[embed_type or "q8"] if embed_type or quantize else None
