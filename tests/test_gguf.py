@@ -368,6 +368,8 @@ def test_split_files_are_one_model(tmp_path, files):
     assert len(parts) > 2
     agrees(parts[1], model)
     agrees(tmp_path, model)
+    for source in (parts[1], tmp_path):
+        assert convert(source, None).source_nbytes == sum(part.stat().st_size for part in parts)
     parts[1].rename(tmp_path / "other")
     with pytest.raises(ModelNotFoundError, match=f"lacks 1 of the {len(parts)} files"):
         open_checkpoint(tmp_path)
