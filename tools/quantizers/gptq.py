@@ -30,8 +30,8 @@ def fits(codec: Any) -> bool:
 
 
 def memory(rows: int, cols: int, codec: Uniform) -> int:
-    """The values; and the second moments four times over, while they are factored."""
-    return 4 * rows * cols + 4 * 8 * cols * cols + compiler_bytes()
+    """The values; the second moments, and as much four times over while they are factored."""
+    return 4 * rows * cols + 5 * 8 * cols * cols + compiler_bytes()
 
 
 def quantize(values: np.ndarray, codec: Uniform, hessian: np.ndarray) -> Coded:
