@@ -86,7 +86,7 @@ class Config(qwen3_moe.Config):
             "partial_rotary_factor": None,
             "num_local_experts": config["n_routed_experts"],
             "num_experts": config["n_routed_experts"],
-            "mlp_only_layers": list(range(min(dense, blocks.size(config, "num_hidden_layers")))),
+            "mlp_only_layers": list(range(min(dense, blocks.depth(config)))),
             "norm_topk_prob": False,
         }
         c, rope = qwen3_moe.Config.read(config | known), blocks.rope_of(config | {"partial_rotary_factor": 1}, turning)

@@ -118,6 +118,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
             CorruptModelError,
         ),
         ({"num_hidden_layers": 0}, CorruptModelError),
+        ({"num_hidden_layers": 10**9}, UnsupportedModelError),
         ({"hidden_size": -64}, CorruptModelError),
         ({"hidden_size": 1 << 40}, CorruptModelError),
         ({"hidden_size": "64"}, CorruptModelError),
