@@ -489,6 +489,7 @@ def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkey
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),
         ("qwen2.hidden_activation", "gelu", "no activation 'gelu'"),
         ("qwen2.rope.scaling.factor", "8", "rope.scaling.factor is '8'"),
+        ("qwen2.block_count", 2**30, "make 1,073,741,824 layers"),
     ],
 )
 def test_keys_that_are_refused(key, value, said, tmp_path, files):

@@ -272,6 +272,10 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     keys = _Keys(metadata, str(name))
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
+    if (layers := keys.size("block_count")) > len(shapes):
+        raise CorruptModelError(
+            f"the file says that its {len(shapes)} tensors make {layers:,} layers", "Download it again."
+        )
     _refuse_changes(keys)
     notes = [f"GGUF architecture {name}"]
     if guessing := _guessing(keys):
@@ -323,7 +327,7 @@ def _guessing(keys: _Keys) -> tuple[str, ...]:
     """How names of the last layers' tensors begin, which are there for guessing tokens beyond the next."""
     count = keys.size("nextn_predict_layers") if keys.get("nextn_predict_layers") else 0
     layers = keys.size("block_count") if count else 0
-    if count and not count < layers < 10000:
+    if count and not count < layers:
         raise CorruptModelError(f"the file says that {count} of {layers} layers guess", "Download it again.")
     return tuple(f"blk.{i}." for i in range(layers - count, layers))
 
