@@ -25,9 +25,12 @@ __all__ = [
     "cpu_refused",
     "decode",
     "kernels",
+    "levels",
+    "magnitude",
     "nearest",
     "pack_codes",
     "pack_trits",
+    "signs",
     "squares",
     "top_k",
     "unpack_columns",
@@ -42,8 +45,6 @@ _PATH = os.environ.get("LUTRA_LIBRARY") or str(Path(_api.__file__).with_name(_NA
 # Never unloaded: when Python ends, an engine may outlive this module, and its threads are in that code.
 lib: Any = ffi.dlopen(_PATH, ffi.RTLD_NOW | getattr(ffi, "RTLD_NODELETE", 0))
 
-MAX_TILE = 1024  # columns of a block that lt_pack_fields takes
-
 ABSOLUTE, SCRATCH, IDS, LOGITS, KV, WORK, BEFORE, AFTER = (
     lib.LT_ABSOLUTE,
     lib.LT_SCRATCH,
@@ -54,6 +55,7 @@ ABSOLUTE, SCRATCH, IDS, LOGITS, KV, WORK, BEFORE, AFTER = (
     lib.LT_BEFORE,
     lib.LT_AFTER,
 )
+MORE, TERNARY, BINARY = lib.LT_MORE, lib.LT_TERNARY, lib.LT_BINARY
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def pack_codes(codes: np.ndarray | InBlocks, bits: int, chunk: int, add: int, da
     """
     rows, cols = codes.shape
     _require_room(data, (-(-rows // 16), -(-cols // chunk) * bits * chunk * 2))
-    if isinstance(codes, InBlocks) and not codes.columns % chunk and codes.columns <= MAX_TILE:
+    if isinstance(codes, InBlocks) and not codes.columns % chunk and codes.columns <= lib.LT_MAX_TILE:
         return _pack_fields(codes, bits, chunk, add, data)
     codes = np.ascontiguousarray(codes)
     if lib.lt_pack_codes(_pointer("uint8_t *", codes), rows, cols, add, bits, chunk, _pointer("uint8_t *", data)):
@@ -311,6 +313,33 @@ def squares(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     found = ffi.new("double[2]")
     lib.lt_squares(_pointer("float *", a), _pointer("float *", b), a.size, found, found + 1)
     return found[0], found[1]
+
+
+def magnitude(x: np.ndarray) -> float:
+    """The sum of the magnitudes of float32 numbers, in double precision."""
+    x = np.ascontiguousarray(x, np.float32)
+    return float(lib.lt_magnitude(_pointer("float *", x), x.size))
+
+
+def signs(x: np.ndarray, beyond: float = 0.0) -> np.ndarray:
+    """The signs of float32 numbers whose magnitude is more than ``beyond``, 0 for all others: int8 as x."""
+    x = np.ascontiguousarray(x, np.float32)
+    codes = np.empty(x.shape, np.int8)
+    lib.lt_signs(_pointer("float *", x), x.size, beyond, _pointer("int8_t *", codes))
+    return codes
+
+
+def levels(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every group's largest magnitude, and whether others have it: float32 and uint8 [rows, groups].
+
+    BINARY: all have; TERNARY: all that are not 0; MORE: not even those. x: float32 [rows, cols], of which so
+    many columns are a group, or fewer at the end of a row.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    shape = x.shape[0], -(-x.shape[1] // group)
+    largest, found = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    lib.lt_levels(_pointer("float *", x), *x.shape, group, _pointer("float *", largest), _pointer("uint8_t *", found))
+    return largest, found
 
 
 def _pointer(kind: str, array: np.ndarray) -> Any:

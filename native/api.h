@@ -40,6 +40,8 @@ typedef struct lt_arg {
 } lt_arg;
 
 enum { LT_MAX_ARGS = 8, LT_MAX_DIMS = 6, LT_MAX_FLOATS = 2, LT_MAX_EXPERTS = 1024 };
+enum { LT_MAX_TILE = 1024 /* columns of a block that lt_pack_fields takes */ };
+enum { LT_MAX_TERNARY = 32768 /* columns of a row that fit_ternary takes */ };
 
 typedef struct lt_op {
     const char *name; /* "linear_t5"; copied by lt_plan_new */
@@ -110,6 +112,17 @@ void lt_decode(const void *codes, int32_t is_signed, int64_t rows, int64_t cols,
 
 /* The sums of (a - b)^2 and of a^2, of n floats each. */
 void lt_squares(const float *a, const float *b, int64_t n, double *error, double *whole);
+
+/* The sum of the magnitudes of n floats. */
+double lt_magnitude(const float *x, int64_t n);
+
+/* -1, 0 or 1 for each of n floats: the sign of those whose magnitude is more than `beyond`. */
+void lt_signs(const float *x, int64_t n, float beyond, int8_t *codes);
+
+/* Of every `group` columns of x [rows][cols], or fewer at a row's end, the largest magnitude, and whether others have
+ * it too: all (LT_BINARY), all but those that are 0 (LT_TERNARY), or not (LT_MORE). */
+enum { LT_MORE, LT_TERNARY, LT_BINARY };
+void lt_levels(const float *x, int64_t rows, int64_t cols, int64_t group, float *largest, uint8_t *levels);
 
 /* Codes [rows][cols] that lie as one stream of bits, lowest first, down each column of 32-bit words, `stride` words from
  * one to the next in a column. LT_BAD_ARGUMENT for bits other than 2, 3, 4 or 8, or streams that end within a word. */

@@ -206,13 +206,12 @@ int32_t lt_unpack_fields(const uint8_t *blocks, int64_t n_blocks, int32_t nbytes
 
 int32_t lt_pack_fields(const uint8_t *blocks, int64_t rows, int64_t n_blocks, int32_t nbytes, const lt_field *fields,
                        int32_t n_fields, int32_t columns, uint8_t add, int32_t bits, int32_t chunk, uint8_t *data) {
-    enum { TILE = 1024 }; /* columns whose codes stay in the nearest cache */
-    uint8_t codes[ROWS * TILE];
-    if (columns < 1 || columns > TILE || chunk < 1 || columns % chunk) return LT_BAD_ARGUMENT;
+    uint8_t codes[ROWS * LT_MAX_TILE]; /* which stay in the nearest cache */
+    if (columns < 1 || columns > LT_MAX_TILE || chunk < 1 || columns % chunk) return LT_BAD_ARGUMENT;
     for (int64_t row = 0; row < rows; row += ROWS)
         for (int64_t begin = 0, n; begin < n_blocks; begin += n) {
             const int64_t high = rows - row < ROWS ? rows - row : ROWS;
-            n = n_blocks - begin < TILE / columns ? n_blocks - begin : TILE / columns;
+            n = n_blocks - begin < LT_MAX_TILE / columns ? n_blocks - begin : LT_MAX_TILE / columns;
             for (int64_t r = 0; r < high; r++) {
                 const int32_t wrong = lt_unpack_fields(blocks + ((row + r) * n_blocks + begin) * nbytes, n, nbytes,
                                                        fields, n_fields, columns, codes + r * n * columns);

@@ -27,7 +27,7 @@ from lutra.runtime.session import Session
 
 __all__ = ["Model", "architecture"]
 
-ROWS = 192  # tokens that one step of a prompt feeds
+ROWS = 96  # tokens that one step of a prompt feeds
 LOGITS_BYTES = 16 << 20  # at most, in a session
 
 

@@ -798,7 +798,7 @@ def test_latents_of_zero_and_of_many_blocks(tmp_path: Path, monkeypatch: pytest.
     latents = {Q_PROJ: latent, "model.layers.0.self_attn.k_proj.weight": latent * 0}
     checkpoint = bitnet_folder(tmp_path, latents, **ONLINE)
     whole = checkpoint.tensor(Q_PROJ)
-    monkeypatch.setattr("lutra.models.loaders.bitnet.BLOCK", 40)
+    monkeypatch.setattr("lutra.models.loaders.latent.BLOCK", 40)
     blocks = checkpoint.tensor(Q_PROJ)
     assert isinstance(whole, Coded)
     assert isinstance(blocks, Coded)

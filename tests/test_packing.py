@@ -294,3 +294,23 @@ def test_an_unread_matrix_is_read_for_what_is_asked():
     assert matrix[4:100].shape == (5, 2)
     assert formats.to_float32(matrix).shape == (9, 2)
     assert asked == [(4, 9), (0, 9)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 100_003])
+def test_magnitude(n):
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    assert native.magnitude(x) == pytest.approx(np.abs(x).sum(dtype=np.float64), rel=1e-12)
+
+
+def test_signs():
+    x = np.array([[-np.inf, -0.6, -0.5, -1e-45], [-0.0, 0.0, np.nan, 0.50001]], np.float32)
+    np.testing.assert_array_equal(native.signs(x), [[-1, -1, -1, -1], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(native.signs(x, beyond=0.5), [[-1, -1, 0, 0], [0, 0, 0, 1]])
+
+
+def test_levels():
+    rows = [[0.5, -0.5, 0.5, 2, 0], [0, 0, 0, -3, -3], [1, 1.5, 1, np.nan, np.nan], [0, -0.0, 2, np.inf, 0]]
+    largest, levels = native.levels(np.array(rows, np.float32), 3)
+    np.testing.assert_array_equal(largest, [[0.5, 2], [0, 3], [1.5, np.nan], [2, np.inf]])
+    more, ternary, binary = native.MORE, native.TERNARY, native.BINARY
+    assert levels.tolist() == [[binary, ternary], [binary, binary], [more, binary], [ternary, ternary]]

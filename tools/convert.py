@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from lutra.models.loaders.tensor import DTYPES as TENSOR_TYPES
 from lutra.models.weights import Planned, Weight
 from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.model import architecture
+from lutra.runtime.threads import ahead
 from lutra.tools.calibrate import Calibration
 from lutra.tools.quantize import Journal, Loss, estimated_seconds, memory_of, opened_journal
 from lutra.tools.quantize import quantize as quantize_all
@@ -251,9 +253,9 @@ def _write(
     announce: Callable[[str], None],
     journal: Journal | None = None,
 ) -> None:
-    packer = _Packer(checkpoint, announce, journal)
+    packer = _Packer(checkpoint, plan, announce, journal)
     tensors = [
-        (name, DTYPES[dtype], shape, packer.reader(planned, name))
+        (name, DTYPES[dtype], shape, partial(packer.read, planned, name))
         for planned in plan
         for name, (dtype, shape) in planned.parts().items()
     ]
@@ -266,30 +268,33 @@ def _write(
 
 
 class _Packer:
-    """Packs each weight when the file's writer reaches its first tensor, and keeps only what is not written yet.
+    """Packs each weight in time for the file's writer, which asks for them in order, and keeps what is not written yet.
 
     Those that are in the journal are packed already.
     """
 
-    def __init__(self, checkpoint: Checkpoint, announce: Callable[[str], None], journal: Journal | None):
+    def __init__(
+        self, checkpoint: Checkpoint, plan: list[Planned], announce: Callable[[str], None], journal: Journal | None
+    ):
         self.checkpoint, self.announce, self.journal = checkpoint, announce, journal
+        self.packed = ahead(self._packed, plan)
         self.waiting: dict[str, np.ndarray] = {}
 
-    def reader(self, planned: Planned, name: str) -> Callable[[], np.ndarray]:
-        """A function that gives one tensor of a weight."""
+    def read(self, planned: Planned, name: str) -> np.ndarray:
+        """One tensor of a weight: of the last one asked for, or of the next."""
+        if name not in self.waiting:
+            if not self._is_known(planned):
+                self.announce(planned.role)
+            self.waiting.update(weights.tensors_of(planned.role, next(self.packed)))
+            self.checkpoint.release()
+        return self.waiting.pop(name)
 
-        def read() -> np.ndarray:
-            if name not in self.waiting:
-                self.checkpoint.release()
-                self.waiting.update(weights.tensors_of(planned.role, self._packed(planned)))
-            return self.waiting.pop(name)
-
-        return read
+    def _is_known(self, planned: Planned) -> bool:
+        return self.journal is not None and planned.role in self.journal
 
     def _packed(self, planned: Planned) -> Weight:
-        if self.journal and planned.role in self.journal:
+        if self.journal and self._is_known(planned):
             return self.journal.read(planned)
-        self.announce(planned.role)
         return planned.pack(self.checkpoint)
 
 

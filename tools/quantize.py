@@ -31,7 +31,7 @@ from lutra.models.weights import Planned
 from lutra.runtime import formats, threads
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
 from lutra.runtime.formats import Codebook, Coded, Matrix, Packed, Planes, Unread, experts, to_float32
-from lutra.runtime.threads import in_pieces
+from lutra.runtime.threads import ahead, in_pieces
 from lutra.tools.calibrate import calibrate
 from lutra.tools.quantizers import method_for
 
@@ -177,8 +177,13 @@ def quantize(
     if getattr(method, "CALIBRATED", False):
         calibrate(checkpoint, arch, config, wanted, texts, one, skip=lambda role: role in journal)
     else:
+        made = ahead(lambda p: _quantized(checkpoint, p, method, None), (p for p in plan if p.role not in journal))
         for role in wanted:
-            one(role)
+            if role not in journal:
+                announce(role, None)
+                journal.write(role, *next(made))
+                checkpoint.release()
+            announce(role, journal.loss(role))
 
 
 def _quantized(

@@ -7,20 +7,22 @@ the multiplying ``Coded``. Source: transformers ``integrations/bitnet.py``.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
+from lutra.models.loaders.latent import blocks, look_at
+from lutra.native import magnitude, signs
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, to_float32
 
 __all__ = ["decode", "is_linear", "latent_entry"]
 
 CODES_PER_BYTE = 4
-BLOCK = 2**20  # elements turned to float32 at a time
 SMALLEST = np.finfo(np.float32).tiny  # below it, 1/scale would overflow
 
 
@@ -167,40 +169,47 @@ def _unpack(name: str, packed: np.ndarray, begin: int, end: int) -> np.ndarray:
 
 
 def _as_codes(name: str, weights: np.ndarray, begin: int, end: int) -> np.ndarray:
-    weights = weights[begin:end]
-    codes = np.empty(weights.shape, np.int8)
-    for rows, block in _float_blocks(weights):
-        if not np.isin(block, (-1, 0, 1)).all():
+    codes = np.empty((end - begin, weights.shape[1]), np.int8)
+    for rows, block in blocks(weights, begin, end):
+        codes[rows] = signs(block)
+        if not np.array_equal(codes[rows], block):
             raise CorruptModelError(f"{name!r:.80} holds other values than -1, 0 and +1")
-        codes[rows] = block
     return codes
 
 
 def latent_entry(name: str, entry: Entry) -> Entry:
-    """A float matrix to be ternarized when it is read: the weights that training moves."""
+    """A float matrix to be ternarized when it is read: the weights that training moves.
+
+    rint(W/m) clamped to -1..+1 with m = max(mean|W|, 1e-5), in transformers' float32 steps. The mean is summed in
+    float64, where transformers sums in float32 in an order of its own.
+    """
     if entry.dtype not in ("F32", "F16", "BF16", "F64"):
         raise CorruptModelError(f"{name!r:.80} should hold latent floats, not {entry.dtype}")
 
-    def read() -> Coded:
-        return _ternarize(name, _stored(entry))
+    def by_rows() -> Callable[[int, int], Coded]:
+        latent = _stored(entry)
+        inverse = np.float32(1) / max(_mean(name, latent), np.float32(1e-5))
+        scale = np.float32(1) / inverse
 
-    return Entry("ternary", entry.shape, read)
+        def read(begin: int, end: int) -> Coded:
+            codes = np.empty((end - begin, entry.shape[1]), np.int8)
+            for rows, block in blocks(latent, begin, end):
+                codes[rows] = signs(block * inverse, beyond=0.5)
+            return Coded(codes, np.full((len(codes), 1), scale, np.float32))
+
+        return read
+
+    return Entry("ternary", entry.shape, lambda: by_rows()(0, entry.shape[0]), by_rows)
 
 
-def _ternarize(name: str, latent: np.ndarray) -> Coded:
-    """rint(W/m) clamped to -1..+1 with m = max(mean|W|, 1e-5), in transformers' float32 steps.
-
-    The mean is summed in float64, where transformers sums in float32 in an order of its own.
-    """
-    total = sum(np.abs(block).sum(dtype=np.float64) for _, block in _float_blocks(latent))
-    mean = np.float32(total / max(latent.size, 1))
+def _mean(name: str, latent: np.ndarray) -> np.float32:
+    """The mean magnitude."""
+    sums: list[float] = []
+    look_at(latent, lambda _, block: sums.append(magnitude(block)))
+    mean = np.float32(math.fsum(sums) / max(latent.size, 1))  # the same in whatever order they came
     if not np.isfinite(mean):
         raise CorruptModelError(f"{name!r:.80} holds weights that are not finite numbers")
-    inverse = np.float32(1) / max(mean, np.float32(1e-5))
-    codes = np.empty(latent.shape, np.int8)
-    for rows, block in _float_blocks(latent):
-        codes[rows] = np.clip(np.rint(block * inverse), -1, 1)
-    return Coded(codes, np.full((len(codes), 1), np.float32(1) / inverse, np.float32))
+    return mean
 
 
 def _stored(entry: Entry) -> np.ndarray:
@@ -208,11 +217,3 @@ def _stored(entry: Entry) -> np.ndarray:
     matrix = entry.read()
     assert isinstance(matrix, np.ndarray)
     return matrix
-
-
-def _float_blocks(weights: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The matrix in float32, some rows at a time: a large one never exists twice in memory."""
-    step = max(1, BLOCK // max(weights.shape[1], 1))
-    for begin in range(0, len(weights), step):
-        rows = slice(begin, begin + step)
-        yield rows, to_float32(weights[rows])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,7 @@ class Mapped(Protocol):
 
     def close(self) -> None: ...
     def release(self) -> None: ...
+    def here_and_there(self) -> AbstractContextManager[None]: ...
 
 
 class Checkpoint:

@@ -6,18 +6,16 @@ W = wscale * sign(weight) + wbias. A latent weight of exactly 0, to which small 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
+from lutra import native
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
+from lutra.models.loaders.latent import look_at
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, Factored, to_float32
 
 __all__ = ["decode", "has_zeros", "signs"]
-
-BLOCK = 1 << 18  # elements turned to float32 at a time
 
 
 def decode(source: Source) -> bool:
@@ -53,22 +51,19 @@ def _entry(source: Source, stem: str) -> Entry:
 
 def has_zeros(latent: Entry) -> bool:
     """Whether any weight is exactly 0. All are looked at."""
-    return any((block == 0).any() for _, block in _blocks(latent))
+    found: list[bool] = []
+    look_at(latent.read(), lambda _, block: found.append(not block.all()))
+    return any(found)
 
 
 def signs(stem: str, latent: Entry) -> np.ndarray:
     """The signs of latent weights: int8 [out, in], -1, 0 or 1. CorruptModelError for weights that are no numbers."""
     codes = np.empty(latent.shape, np.int8)
-    for rows, block in _blocks(latent):
+
+    def look(rows: slice, block: np.ndarray) -> None:
         if np.isnan(block).any():
             raise CorruptModelError(f"{stem!r:.80} has weights that are not numbers")
-        codes[rows] = np.sign(block)
+        codes[rows] = native.signs(block)
+
+    look_at(latent.read(), look)
     return codes
-
-
-def _blocks(latent: Entry) -> Iterator[tuple[slice, np.ndarray]]:
-    weights = latent.read()
-    step = max(1, BLOCK // latent.shape[1])
-    for begin in range(0, latent.shape[0], step):
-        rows = slice(begin, begin + step)
-        yield rows, to_float32(weights[rows])

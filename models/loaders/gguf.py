@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -283,6 +284,9 @@ class GGUFFile:
 
     def release(self) -> None:
         self._file.release()
+
+    def here_and_there(self) -> AbstractContextManager[None]:
+        return self._file.here_and_there()
 
     def _table(self, reader: _Reader, count: int) -> Iterator[Tensor]:
         rows = [_row(reader) for _ in range(count)]

@@ -67,12 +67,7 @@ def _decode(source: Source, files: tuple[WeightFile, ...]) -> None:
         if kind.decode(source):
             return
     refuse_encoding(source)
-
-    def release() -> None:
-        for file in files:
-            file.release()
-
-    find_few_levels(source, release)
+    find_few_levels(source, files)
 
 
 def _renamed(source: Source) -> dict[str, Entry]:

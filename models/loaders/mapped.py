@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -65,8 +67,18 @@ class MappedFile:
 
     def release(self) -> None:
         """Give the pages read so far back to the system, which reads them again when they are needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # nothing is lost: the mapping is read only
-            self._open().madvise(mmap.MADV_DONTNEED)
+        self._advise("MADV_DONTNEED")  # nothing is lost: the mapping is read only
+
+    @contextmanager
+    def here_and_there(self) -> Iterator[None]:
+        """What is read meanwhile lies far apart: the system reads nothing around it."""
+        self._advise("MADV_RANDOM")
+        yield
+        self._advise("MADV_NORMAL")
+
+    def _advise(self, name: str) -> None:
+        if hasattr(mmap, name):  # not on Windows
+            self._open().madvise(getattr(mmap, name))
 
     def close(self) -> None:
         """Let go of the file; later reads raise ModelClosedError."""

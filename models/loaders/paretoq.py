@@ -16,6 +16,7 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.fbi import has_zeros, signs
 from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
+from lutra.models.loaders.latent import look_at
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import Coded, to_float32
 
@@ -23,7 +24,6 @@ __all__ = ["decode"]
 
 FORMATS = {0: "q2", 1: "b1", 2: "q2", 3: "q3", 4: "q4"}  # by w_bits
 LEAST, INSIDE = np.float32(1e-5), np.float32(0.99)  # an alpha's least; how far within it a weight is clipped
-BLOCK = 4096  # rows turned to float32 at a time
 
 
 def decode(source: Source) -> bool:
@@ -55,13 +55,14 @@ def _entry(source: Source, stem: str, bits: int) -> Entry:
         if bits == 1:
             return Coded(signs(stem, weight), alpha)
         codes = np.empty(weight.shape, np.uint8 if bits == 2 else np.int8)
-        latent = weight.read()
-        for begin in range(0, len(codes), BLOCK):
-            some = slice(begin, begin + BLOCK)
-            block = to_float32(latent[some]) / alpha[some]
-            if np.isnan(block).any():
+
+        def look(rows: slice, latent: np.ndarray) -> None:
+            inside = latent / alpha[rows]
+            if np.isnan(inside).any():
                 raise CorruptModelError(f"{stem!r:.80} has weights that are not numbers")
-            codes[some] = _codes(block, bits)
+            codes[rows] = _codes(inside, bits)
+
+        look_at(weight.read(), look)
         if bits == 2:
             return Coded(codes, alpha / 2, np.full_like(alpha, 1.5))
         return Coded(codes, alpha * np.float32(2 / 3) if bits == 0 else alpha)

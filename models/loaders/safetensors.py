@@ -13,6 +13,7 @@ import reprlib
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -58,6 +59,9 @@ class SafetensorsFile:
 
     def release(self) -> None:
         self._file.release()
+
+    def here_and_there(self) -> AbstractContextManager[None]:
+        return self._file.here_and_there()
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         if self._file.size < 8:

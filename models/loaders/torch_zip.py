@@ -11,6 +11,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -74,6 +75,9 @@ class TorchFile:
 
     def release(self) -> None:
         self._file.release()
+
+    def here_and_there(self) -> AbstractContextManager[None]:
+        return self._file.here_and_there()
 
     def _find_records(self) -> dict[str, tuple[int, int]]:
         """Offset and size of every record, by its name without the archive's own."""

@@ -10,7 +10,7 @@
 #include "f32x16.h"
 #include "kernel.h"
 
-enum { LANES = 16, MAX_COLS = 32768, FEW = 32 /* what of a row is soon sorted: one in so many */ };
+enum { LANES = 16, FEW = 32 /* what of a row is soon sorted: one in so many */ };
 
 #define EACH_LANE _Pragma("GCC unroll 1") for (int32_t i = 0; i < LANES; i++)
 
@@ -88,7 +88,7 @@ static float best_threshold(const float *x, int32_t n) {
     }
     float threshold = least(x, n, high);
     if (many.count == few.count) return threshold;
-    uint32_t between[MAX_COLS + 1], other[MAX_COLS];
+    uint32_t between[LT_MAX_TERNARY + 1], other[LT_MAX_TERNARY];
     int32_t m = 0;
     for (int32_t k = 0; k < n; k++) {
         const float size = fabsf(x[k]);

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from lutra import native
 from lutra.runtime.formats import Coded
 from lutra.runtime.threads import in_pieces
 from lutra.tools.loops import on_rows
 
 BY_ROWS = True
 AT_ONCE = 1 << 18  # elements worked on together
-MAX_COLS = 32768  # of the kernel's rows
 
 
 def fits(codec: Any) -> bool:
@@ -31,7 +31,7 @@ def quantize(values: np.ndarray, codec: Any) -> Coded:
     codes, scale = np.empty((rows, cols), np.int8), np.empty((rows, 1), np.float32)
 
     def piece(some: slice) -> None:
-        if cols > MAX_COLS:
+        if cols > native.lib.LT_MAX_TERNARY:
             codes[some], scale[some] = fit_ternary(values[some])
         else:
             on_rows("fit_ternary", [codes[some], scale[some]], [values[some]], [])
