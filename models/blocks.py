@@ -17,6 +17,7 @@ __all__ = [
     "Config",
     "Rope",
     "attend",
+    "depth",
     "factor",
     "feed_forward",
     "gated",
@@ -40,6 +41,7 @@ LLAMA_NAMES: dict[str, tuple[str, ...]] = {
     "head": ("lm_head",),
 }
 
+LAYERS = 4096
 HEAD_DIM = 8192  # at most, in native/kernels/attention.h
 ACTIVATIONS = {
     "silu": ops.silu_mul,
@@ -124,7 +126,7 @@ class Config:
         if activation not in list(ACTIVATIONS):  # it may be anything
             raise UnsupportedModelError(f"lutra has no activation {activation!r}", f"it has {', '.join(ACTIVATIONS)}")
         n_ctx = size(config, "max_position_embeddings", 2048)
-        layers = size(config, "num_hidden_layers")
+        layers = depth(config)
         rope = rope_of(config, head_dim)
         return cls(
             layers=layers,
@@ -170,6 +172,14 @@ def size(config: dict[str, Any], key: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise CorruptModelError(f"config.json: {key} is {value!r}, which is no size")
     return value
+
+
+def depth(config: dict[str, Any]) -> int:
+    """Layers. UnsupportedModelError for more than any model has: what is made for each would not end."""
+    layers = size(config, "num_hidden_layers")
+    if layers > LAYERS:
+        raise UnsupportedModelError(f"lutra has no models of {layers} layers", f"it goes up to {LAYERS}")
+    return layers
 
 
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:

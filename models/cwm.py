@@ -21,6 +21,6 @@ class Config(blocks.Config):
     def read(cls, config: dict[str, Any]) -> blocks.Config:
         """As blocks.Config.read. Where layers are not listed, the first of four sees everything."""
         if config.get("layer_types") is None:
-            layers = range(blocks.size(config, "num_hidden_layers"))
+            layers = range(blocks.depth(config))
             config = config | {"layer_types": [f"{'sliding' if i % 4 else 'full'}_attention" for i in layers]}
         return super().read(config)

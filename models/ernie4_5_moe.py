@@ -43,7 +43,7 @@ class Config(glm4_moe.Config):
     def read(cls, config: dict[str, Any]) -> glm4_moe.Config:
         """As shared_experts.Config.read."""
         config = cls.DEFAULTS | config
-        layers, step = blocks.size(config, "num_hidden_layers"), blocks.size(config, "moe_layer_interval")
+        layers, step = blocks.depth(config), blocks.size(config, "moe_layer_interval")
         first = blocks.size(config, "moe_layer_start_index") if config["moe_layer_start_index"] else 0
         last = layers - 1
         if config["moe_layer_end_index"] not in (0, -1):

@@ -95,7 +95,7 @@ class Config(gemma3_text.Config):
         config = cls.DEFAULTS | config
         if config.get("use_bidirectional_attention") == "vision":  # of images' tokens only
             config["use_bidirectional_attention"] = None
-        layers = blocks.size(config, "num_hidden_layers")
+        layers = blocks.depth(config)
         config["layer_types"] = _kinds(config, layers)
         c = gemma3_text.Config.read(config | {"rope_scaling": None, "partial_rotary_factor": 1.0})
         head_dim, kv_heads = _global_heads(config, c)

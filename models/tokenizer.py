@@ -1,4 +1,4 @@
-"""Text to token ids and back, for ``tokenizer.json`` and SentencePiece checkpoints.
+"""Text to token ids and back, for ``tokenizer.json``, ``vocab.json`` with ``merges.txt``, and SentencePiece models.
 
 The checkpoint's own file is used verbatim. Decoding is ours: every token stands for fixed bytes, so
 text streams out of a running UTF-8 decoder at constant cost and a stream always equals the whole.
@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from lutra.models import chat
+from lutra.models import byte_level, chat
 from lutra.runtime.errors import (
     CorruptModelError,
     LutraError,
@@ -393,8 +393,19 @@ def _load_backend(files: _Files) -> Backend:
         return _HuggingFace(content, files)
     if (content := files.read("tokenizer.model")) is not None:
         return _SentencePiece(content, files)
+    if (content := files.read("vocab.json")) is not None and (merges := files.read("merges.txt")) is not None:
+        return _HuggingFace(_joined(content, merges, files), files, "vocab.json")
     place = files.place()
     raise ModelNotFoundError(f"no tokenizer in {place}", hint="it should hold tokenizer.json or tokenizer.model")
+
+
+def _joined(content: bytes, merges: bytes, files: _Files) -> bytes:
+    """The tokenizer.json that vocab.json and merges.txt stand for, as OPT's releases have them."""
+    vocab, place = _parse_json(content, files.place("vocab.json")), files.place("vocab.json")
+    if not isinstance(vocab, dict) or not all(type(id) is int and id >= 0 for id in vocab.values()):
+        raise CorruptModelError(f"{place} is not a table of tokens and ids")
+    text, model_type = _decode(merges, files.place("merges.txt")), str(files.config.get("model_type"))
+    return byte_level.from_pair(vocab, text, files.tokenizer, files.named_tokens(), model_type)
 
 
 def _bos_id(backend: Backend, files: _Files, named: Mapping[str, str]) -> int | None:
@@ -436,14 +447,14 @@ def _beginning(backend: Backend, files: _Files, bos_id: int | None) -> list[int]
 
 
 class _HuggingFace:
-    """``tokenizer.json``, read by the tokenizers library."""
+    """``tokenizer.json``, or what stands for it, read by the tokenizers library."""
 
     _tokenizer: Any  # as for sentencepiece, the library's types say less than ours
 
-    def __init__(self, content: bytes, files: _Files):
+    def __init__(self, content: bytes, files: _Files, name: str = "tokenizer.json"):
         import tokenizers
 
-        place = files.place("tokenizer.json")
+        place = files.place(name)
         self._tokenizer = _guard(place, lambda: tokenizers.Tokenizer.from_buffer(content))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

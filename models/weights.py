@@ -48,6 +48,7 @@ __all__ = [
     "header_of",
     "is_kept",
     "names_of",
+    "nbytes_of",
     "pack_roles",
     "plan_roles",
     "read_packed",
@@ -107,6 +108,14 @@ def names_of(arch: ModuleType, config: Any) -> Names:
 def tensor_of(stem: str) -> str:
     """The tensor that one of NAMES means: that name's weight, unless it says which part."""
     return stem if stem.endswith(NO_WEIGHTS) else f"{stem}.weight"
+
+
+def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a checkpoint's tensor in its file; of one of codes, of these and its scales as lutra holds them."""
+    if dtype in DTYPES:
+        return DTYPES[dtype].itemsize * math.prod(shape)
+    layout = formats.codec(formats.ternary() if dtype == "ternary" else dtype).layout(*shape)
+    return sum(np.dtype(kind).itemsize * math.prod(part) for kind, part in layout.values())
 
 
 def is_kept(role: str) -> bool:

@@ -24,4 +24,4 @@ class Config(deepseek_v3.Config):
     @classmethod
     def read(cls, config: dict[str, Any]) -> deepseek_v2.Config:
         """As shared_experts.Config.read."""
-        return super().read(config | NO_MIXTURES | {"first_k_dense_replace": blocks.size(config, "num_hidden_layers")})
+        return super().read(config | NO_MIXTURES | {"first_k_dense_replace": blocks.depth(config)})

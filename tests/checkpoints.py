@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,8 @@ from transformers import (
 )
 from transformers.integrations.bitnet import pack_weights
 from transformers.utils import logging
+
+from lutra.models.loaders import open_checkpoint
 
 # Decorated with torch.compile, BitNet's code would otherwise start a C++ compiler per function.
 torch._dynamo.config.disable = True
@@ -582,6 +585,22 @@ def llama2c(path: Path, *, version: int = 0, seed: int = 0, **config: Any) -> Pr
         start = (struct.pack("<Ii", 0x616B3432, 1) + start + bytes([tied])).ljust(256, b"\0")
     parts = [tensor.numpy().tobytes() for tensor in _llama2c_order(settings, state, version)]
     path.write_bytes(start + b"".join(parts))
+    return model
+
+
+def told(path: Path) -> PreTrainedModel:
+    """A llama2.c model on disk as transformers runs it, its rows in transformers' order."""
+    with open_checkpoint(path) as checkpoint:
+        c = checkpoint.config
+        state = {name: torch.tensor(np.asarray(checkpoint.tensor(name))) for name in checkpoint.names()}
+    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
+    for name, weight in state.items():
+        if count := heads.get(name.split(".")[-2]):
+            state[name] = weight.reshape(count, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    ours = ("model_type", "rope_interleaved", "torch_dtype", "rope_scaling")
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in c.items() if k not in ours})).eval()
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
     return model
 
 

@@ -157,6 +157,8 @@ def test_files_beside_the_weights_are_carried_over(small: Path, tmp_path: Path) 
     (small / "additional_chat_templates").mkdir()
     carried = {
         "tokenizer.json": b"{ }",
+        "vocab.json": b"{}",
+        "merges.txt": b"a b\n",
         "generation_config.json": b"{}",
         "chat_template.jinja": b"x\r\n",
         "additional_chat_templates/tool_use.jinja": b"y",
@@ -355,3 +357,24 @@ def test_memory_stays_near_the_largest_weight(tmp_path: Path) -> None:
     assert written > 250
     assert grown < 80
     shutil.rmtree(tmp_path / "dst")
+
+
+@pytest.mark.parametrize("format", ["", "q4g32"])
+def test_memory_is_what_a_report_says(format: str, tmp_path: Path) -> None:
+    """That of the largest weight, 34 MB, as it is read and as it becomes."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    folder = small_llama(tmp_path / "src", hidden_size=1024, intermediate_size=4096, num_hidden_layers=1)
+    code = """if True:
+        import sys
+        from lutra.tools.convert import convert
+        def peak():
+            return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM")) / 1000
+        before = peak()
+        report = convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3] or None)
+        print(peak() - before, report.memory / 1e6)
+    """
+    command = [sys.executable, "-c", code, folder, tmp_path / "dst", format]
+    grown, said = map(float, subprocess.run(command, capture_output=True, text=True).stdout.split())
+    assert grown == pytest.approx(said, rel=0.25)
+    shutil.rmtree(tmp_path)

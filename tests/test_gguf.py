@@ -466,6 +466,8 @@ def test_split_files_are_one_model(tmp_path, files):
     assert len(parts) > 2
     agrees(parts[1], model)
     agrees(tmp_path, model)
+    for source in (parts[1], tmp_path):
+        assert convert(source, None).source_nbytes == sum(part.stat().st_size for part in parts)
     parts[1].rename(tmp_path / "other")
     with pytest.raises(ModelNotFoundError, match=f"lacks 1 of the {len(parts)} files"):
         open_checkpoint(tmp_path)
@@ -585,6 +587,7 @@ def test_rotations_that_are_refused(change, error, said, tmp_path, files, monkey
         ("qwen2.rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic'"),
         ("qwen2.hidden_activation", "mish", "no activation 'mish'"),
         ("qwen2.rope.scaling.factor", "8", "rope.scaling.factor is '8'"),
+        ("qwen2.block_count", 2**30, "make 1,073,741,824 layers"),
     ],
 )
 def test_keys_that_are_refused(key, value, said, tmp_path, files):

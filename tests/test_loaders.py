@@ -871,7 +871,10 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, config: dict[str, A
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.pt", b"PK\x03\x04", "PyTorch"),
+        ("model.pt", b"PK\x03\x04" + bytes(26) + b"model/data.pkl", "PyTorch"),
+        ("model.zip", b"PK\x03\x04" + bytes(26) + b"model/config.json", "archive"),
+        ("model.tar", b"config.json".ljust(257, b"\0") + b"ustar", "archive"),
+        ("model.tar.gz", b"\x1f\x8b\x08", "archive"),
         ("consolidated.00.pth", b"\x80\x02\x8a", "PyTorch"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every architecture: its plan against its own numpy forward(), and both against transformers."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_every_weight_must_have_the_shape_the_configuration_says(arch):
             CorruptModelError,
         ),
         ({"num_hidden_layers": 0}, CorruptModelError),
+        ({"num_hidden_layers": 10**9}, UnsupportedModelError),
         ({"hidden_size": -64}, CorruptModelError),
         ({"hidden_size": 1 << 40}, CorruptModelError),
         ({"hidden_size": "64"}, CorruptModelError),
@@ -691,3 +693,25 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     with torch.no_grad():
         expected = reference(torch.tensor([ids[:-1]])).logits[0].argmax(1)
     assert ids[len(IDS) :] == expected[len(IDS) - 1 :].tolist()
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama-tok105"])
+def test_real_models_write_what_transformers_writes(name):
+    """64 tokens, the likeliest each, after what begins a text."""
+    folder = Path(__file__).parents[2] / "shared" / "assets" / "weights" / name
+    if not folder.exists():
+        pytest.skip(f"{name} is not there")
+    for library in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(library, reason="the reference")
+    import checkpoints
+    import torch
+
+    with Model.load(folder) as m:
+        session, ids = m.session(), m.tokenizer.encode("Once upon a time")
+        begun, logits = len(ids), session.feed(ids)
+        for _ in range(64):
+            ids.append(int(logits.argmax()))
+            logits = session.feed(ids[-1:])
+    with torch.no_grad():
+        expected = checkpoints.told(folder)(torch.tensor([ids[:-1]])).logits[0].argmax(1)
+    assert ids[begun:] == expected[begun - 1 :].tolist()

@@ -86,26 +86,14 @@ def test_divergence_is_torchs(tmp_path: Path) -> None:
     assert d["same_top"] == pytest.approx((p.argmax(dim=1) == q.argmax(dim=1)).double().mean().item())
 
 
-def test_a_real_model(tmp_path: Path) -> None:
-    """stories260K in transformers' form, its queries and keys in halves instead of neighbours."""
-    torch, transformers = (pytest.importorskip(name, reason="the oracle") for name in ("torch", "transformers"))
+def test_a_real_model() -> None:
+    for library in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(library, reason="the oracle")
     if not (STORIES.exists() and HELD_OUT.exists()):
         pytest.skip("the story model is not here")
-    from lutra.models.loaders import open_checkpoint, to_float32
+    import checkpoints
 
-    with open_checkpoint(STORIES) as checkpoint:
-        c = checkpoint.config
-        state = {name: torch.tensor(to_float32(checkpoint.tensor(name))) for name in checkpoint.names()}  # type: ignore
-    for name, weight in state.items():
-        heads = c["num_key_value_heads"] if "k_proj" in name else c["num_attention_heads"] if "q_proj" in name else 0
-        if heads:
-            state[name] = weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-    keys = ("model_type", "rope_interleaved", "torch_dtype", "rope_scaling")
-    oracle = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**{k: v for k, v in c.items() if k not in keys})
-    ).eval()
-    oracle.load_state_dict(state, strict=False)
-    oracle.tie_weights()
+    oracle = checkpoints.told(STORIES)
     with Model.load(STORIES, threads=2) as model:
         ids = model.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8")[:8000])
         found = last(model, ids, n_ctx=256, begin=1)

@@ -445,6 +445,64 @@ def test_equals_transformers(tmp_path, make):
             assert ours.decode(parsed, skip) == theirs.decode(parsed, skip_special_tokens=skip)
 
 
+PAIRS = {  # tokenizer_config.json, model_type and special tokens in the vocabulary
+    "OPT": (
+        {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "bos_token": "</s>", "eos_token": "</s>"},
+        "opt",
+    ),
+    "a space first": ({"add_prefix_space": True, "bos_token": "</s>", "eos_token": "</s>"}, "opt"),
+    "Qwen2": ({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "bos_token": None}, "qwen2"),
+}
+
+
+def make_pair(folder: Path, said: dict, model_type: str) -> Path:
+    """vocab.json and merges.txt, as transformers 4 wrote them; Qwen2's marks lie behind the vocabulary."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<unk>"] if model_type == "opt" else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.model.save(str(folder))
+    marks = [] if special else ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    first = tokenizer.get_vocab_size()
+    listed = {str(first + i): {"content": mark, "special": True} for i, mark in enumerate(marks)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "added_tokens_decoder": listed}))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_of_files_equals_transformers(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    folder = make_pair(tmp_path, *PAIRS[name])
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert ours.bos_id == theirs.bos_token_id
+    assert theirs.eos_token_id in ours.eos_ids
+    for text in [*TEXTS, "otter's 1234 e\u0301 WE'LL \n\n x", "a </s> b <|im_end|> c"]:
+        ids = ours.encode(text, parse_special=True)
+        assert ids == theirs.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_a_pair_of_files_that_cannot_be_read(tmp_path):
+    make_pair(tmp_path, {"tokenizer_class": "XLMTokenizer"}, "opt")
+    with pytest.raises(UnsupportedModelError, match="'XLMTokenizer' splits a text"):
+        load_tokenizer(tmp_path)
+    make_pair(tmp_path, *PAIRS["OPT"])
+    (tmp_path / "merges.txt").write_text("no such\n")
+    with pytest.raises(CorruptModelError, match=r"vocab\.json is damaged"):
+        load_tokenizer(tmp_path)
+    for damaged in (b"[]", b'{"a": "b"}', b'{"a": 1e9}', b"\xff"):
+        (tmp_path / "vocab.json").write_bytes(damaged)
+        with pytest.raises(CorruptModelError, match=r"vocab\.json"):
+            load_tokenizer(tmp_path)
+
+
 CONFORMANCE = {"phi-3": "phi-3", "llama-spm": "llama2"}
 
 

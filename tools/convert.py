@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from lutra.runtime.errors import LutraError, UnsupportedModelError
 from lutra.runtime.model import architecture
 from lutra.runtime.threads import ahead
 from lutra.tools.calibrate import Calibration
-from lutra.tools.quantize import Journal, Loss, estimated_seconds, opened_journal
+from lutra.tools.quantize import Journal, Loss, estimated_seconds, memory_of, opened_journal
 from lutra.tools.quantize import quantize as quantize_all
 from lutra.tools.quantizers import method_for
 
@@ -40,11 +41,14 @@ __all__ = ["EMBED_TYPES", "Report", "Tensor", "convert"]
 
 EMBED_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16", "q8": "q8", "q6": "q6g64", "q4": "q4g32"}  # to formats
 TERNARY_TYPES = ("t5", "t2")
+PIECES = 6 << 20  # bytes, about, of the pieces that a weight is worked on in
 
 # What is copied as it is: the tokenizer, how to sample and to chat, and whose work it is.
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -86,7 +90,8 @@ class Report:
     """What a conversion did, or with ``dry_run`` would do. nbytes: of the weights; source_nbytes: of the files read.
 
     formats: how many bytes are stored in each format. error: what quantizing lost of all it quantized, as a Tensor's.
-    memory: bytes that the largest weight takes while it is converted, about. estimate: seconds that quantizing would
+    memory: bytes that are taken while the weight that needs most is converted, about: those read of the source, those
+    that it becomes, and those that its method works with. estimate: seconds that quantizing would
     take, about, where nothing was written and the method looks at the weights alone. warnings: sentences for people.
     """
 
@@ -145,7 +150,8 @@ def convert(
     how = method_for(quantize, method) if quantize else None
     with open_checkpoint(src) as checkpoint:
         if checkpoint.kind == "lutra":
-            raise UnsupportedModelError(f"{src} is converted already", f"lutra run {src}")
+            hint = "quantize the checkpoint that it was made from" if quantize else f"lutra run {src}"
+            raise UnsupportedModelError(f"{src} is converted already", hint)
         arch = architecture(checkpoint.config)
         config = arch.Config.read(checkpoint.config)
         embed = EMBED_TYPES[embed_type or "q8"] if embed_type or quantize else None
@@ -162,15 +168,15 @@ def convert(
         elif dst is not None and how is not None:
             _refuse_existing(dst, force)
             texts = calibration.texts(checkpoint, config.n_ctx) if calibration else []
-            key = {"source": _identity(src), "format": quantize, "method": how.__name__, "texts": _digest(texts)}
+            key = {"source": _identity(checkpoint), "format": quantize, "method": how.__name__, "texts": _digest(texts)}
             with opened_journal(dst, key) as journal, _appearing(dst, force) as folder:
                 _require_space(folder, counter.nbytes + sum(p.nbytes for p in lossy))
                 quantize_all(checkpoint, arch, config, lossy, how, journal, texts, counter)
                 _write(checkpoint, plan, made, folder, counter, journal)
         return counter.report(
-            source_nbytes=_source_size(src),
+            source_nbytes=sum(file.stat().st_size for file in checkpoint.weight_files),
             seconds=time.perf_counter() - started,
-            memory=max(p.nbytes + 8 * prod(p.shape) * (p in lossy) for p in plan),
+            memory=PIECES + max(_memory(checkpoint, p, how if p in lossy else None) for p in plan),
             estimate=estimated_seconds(how, lossy) if how and dst is None else None,
             warnings=(*_warnings(checkpoint, lossy), *counter.warnings(), *trouble),
         )
@@ -221,19 +227,22 @@ def _warnings(checkpoint: Checkpoint, lossy: list[Planned]) -> Iterator[str]:
         yield f"the source is low-bit already ({', '.join(rounded)}): quantizing it again loses more"
 
 
-def _identity(src: Path) -> list[Any]:
+def _memory(checkpoint: Checkpoint, planned: Planned, how: ModuleType | None) -> int:
+    names = [weights.tensor_of(stem) for stem in planned.stems]
+    read = sum(weights.nbytes_of(checkpoint.dtype(name), checkpoint.shape(name)) for name in names)
+    made = 0 if planned.mapped and not how else planned.nbytes
+    return read + made + (memory_of(how, planned) if how else 0)
+
+
+def _identity(checkpoint: Checkpoint) -> list[Any]:
     """What changes when the source does."""
-    files = [src] if src.is_file() else sorted(file for file in src.iterdir() if file.is_file())
+    src = checkpoint.path
+    files = sorted(file for file in src.iterdir() if file.is_file()) if src.is_dir() else checkpoint.weight_files
     return [str(src.resolve()), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
 def _digest(texts: list[list[int]]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _source_size(src: Path) -> int:
-    files = [src] if src.is_file() else [*src.glob("model*.safetensors")] or [*src.glob("*.bin")]
-    return sum(file.stat().st_size for file in files)
 
 
 def _write(

@@ -14,7 +14,6 @@ import numpy as np
 
 from lutra.models import weights
 from lutra.models.loaders import Checkpoint, open_checkpoint
-from lutra.models.loaders.tensor import DTYPES
 from lutra.models.tokenizer import Tokenizer
 from lutra.models.weights import Planned
 from lutra.runtime import formats, memory
@@ -183,15 +182,8 @@ def _as_stored(checkpoint: Checkpoint) -> tuple[Weights, ...]:
     each = []
     for name in checkpoint.names():
         shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
-        each.append((re.sub(r"(?<=\.)\d+(?=\.)", "{}", name), shape, dtype, "", _size(shape, dtype)))
+        each.append((re.sub(r"(?<=\.)\d+(?=\.)", "{}", name), shape, dtype, "", weights.nbytes_of(dtype, shape)))
     return _counted(each)
-
-
-def _size(shape: tuple[int, ...], dtype: str) -> int:
-    if dtype in DTYPES:
-        return DTYPES[dtype].itemsize * prod(shape)
-    layout = formats.codec(formats.ternary() if dtype == "ternary" else dtype).layout(*shape)
-    return sum(np.dtype(kind).itemsize * prod(part) for kind, part in layout.values())
 
 
 def _counted(each: Iterable[tuple[str, tuple[int, ...], str, str, int]]) -> tuple[Weights, ...]:

@@ -7,6 +7,7 @@ loops for numba, which do the same arithmetic in the same order. So the same byt
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from lutra import native
 
-__all__ = ["compiled", "on_rows", "spans"]
+__all__ = ["compiled", "compiler_bytes", "on_rows", "spans"]
 
+COMPILER = 160 << 20  # bytes that numba takes, about, as soon as it compiles
 WORTH = 1 << 16  # elements of the first argument from which on compiling, a second or so, pays
 
 
@@ -34,6 +36,11 @@ def compiled(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
         return call
 
     return decorate
+
+
+def compiler_bytes() -> int:
+    """What the compiler takes, about; 0 where there is none."""
+    return COMPILER if importlib.util.find_spec("numba") else 0
 
 
 def _jitted(loops: Callable[..., Any]) -> Callable[..., Any] | None:

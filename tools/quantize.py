@@ -35,7 +35,7 @@ from lutra.runtime.threads import ahead, in_pieces
 from lutra.tools.calibrate import calibrate
 from lutra.tools.quantizers import method_for
 
-__all__ = ["Journal", "Loss", "estimated_seconds", "opened_journal", "quantize"]
+__all__ = ["Journal", "Loss", "estimated_seconds", "memory_of", "opened_journal", "quantize"]
 
 AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to stay in cache
 LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
@@ -255,6 +255,16 @@ def _losses(values: np.ndarray | Unread, matrix: Any) -> list[tuple[float, float
     else:
         piece(slice(None))  # a product's rows are not to be had one by one
     return lost
+
+
+def memory_of(method: ModuleType, planned: Planned) -> int:
+    """Bytes that quantizing a matrix works with, about; those it is read from and those it becomes are not counted."""
+    if planned.each:
+        return max(memory_of(method, p) for p in planned.each)
+    if getattr(method, "BY_ROWS", False):
+        return 0  # some rows at a time
+    rows, cols = planned.shape
+    return int(method.memory(rows, cols, formats.codec(planned.format or "")))
 
 
 def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | None:

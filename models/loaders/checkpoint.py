@@ -54,6 +54,8 @@ class Source:
 
 
 class Mapped(Protocol):
+    path: Path
+
     def close(self) -> None: ...
     def release(self) -> None: ...
     def here_and_there(self) -> AbstractContextManager[None]: ...
@@ -97,6 +99,11 @@ class Checkpoint:
         self.notes = tuple(notes)
         self._entries = entries
         self._files = files
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors."""
+        return tuple(file.path for file in self._files)
 
     def names(self) -> list[str]:
         """The tensors' logical names, such as "model.layers.0.self_attn.q_proj.weight"."""

@@ -398,6 +398,10 @@ def model_of(metadata: Metadata, shapes: Shapes) -> Model:
     keys = _Keys(metadata, str(name))
     if name == "llama" and keys.get("expert_count"):
         arch = MIXTRAL
+    if (layers := keys.size("block_count")) > len(shapes):
+        raise CorruptModelError(
+            f"the file says that its {len(shapes)} tensors make {layers:,} layers", "Download it again."
+        )
     if name == "deepseek2" and _routing(keys, shapes, arch.config)["scoring_func"] == "sigmoid":
         arch = DEEPSEEK3
     _refuse_changes(keys)
@@ -451,7 +455,7 @@ def _guessing(keys: _Keys) -> tuple[str, ...]:
     """How names of the last layers' tensors begin, which are there for guessing tokens beyond the next."""
     count = keys.size("nextn_predict_layers") if keys.get("nextn_predict_layers") else 0
     layers = keys.size("block_count") if count else 0
-    if count and not count < layers < 10000:
+    if count and not count < layers:
         raise CorruptModelError(f"the file says that {count} of {layers} layers guess", "Download it again.")
     return tuple(f"blk.{i}." for i in range(layers - count, layers))
 

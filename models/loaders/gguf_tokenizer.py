@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lutra.models.byte_level import CONTRACTION, cl100k, split_at, tokenizer_json
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["files"]
@@ -288,12 +289,6 @@ class _Split:
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _cl100k(digits: str) -> str:
-    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|{_REST}"
 
 
 def _o200k(contraction: str, digits: str) -> str:
@@ -313,12 +308,12 @@ _DEEPSEEK3 = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _QWEN35 = (  # marks belong to their letters
-    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SEED = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SEED = rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 _EXAONE_MOE = (  # a run of words is one part
-    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _CHAMELEON = (
@@ -346,24 +341,24 @@ _SPLITS = {
         (_Split((_GPT2,), nfc=True), "mpt olmo"),  # GPT-NeoX's
         (_Split((r"\p{N}", _GPT2)), "starcoder refact smollm codeshell exaone minerva-7b mellum2"),
         (_Split((r"\p{N}", _GPT2), nfc=True), "command-r"),
-        (_Split((_cl100k("{1,3}"),)), "dbrx smaug-bpe glm4 glm5 chatglm-bpe"),
+        (_Split((cl100k("{1,3}"),)), "dbrx smaug-bpe glm4 glm5 chatglm-bpe"),
         (
-            _Split((_cl100k("{1,3}"),), whole=True, bos=True),
+            _Split((cl100k("{1,3}"),), whole=True, bos=True),
             "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         ),
-        (_Split((_cl100k(""),), nfc=True), "qwen2 deepseek-r1-qwen megrez kormo f2llmv2"),
+        (_Split((cl100k(""),), nfc=True), "qwen2 deepseek-r1-qwen megrez kormo f2llmv2"),
         (
-            _Split((_cl100k(""),)),
+            _Split((cl100k(""),)),
             "stablelm2 hunyuan solar-open grok-2 bailingmoe bailingmoe2 llada-moe ufakzeka",
         ),
-        (_Split((r"\p{N}{1,3}", _cl100k("{1,3}"))), "minicpm5"),
-        (_Split((r"\n+", _cl100k(""))), "laguna"),
+        (_Split((r"\p{N}{1,3}", cl100k("{1,3}"))), "minicpm5"),
+        (_Split((r"\n+", cl100k(""))), "laguna"),
         (_Split((_QWEN35,), nfc=True), "qwen35"),
         (_Split((_SEED,)), "seed-coder"),
         (_Split((_EXAONE_MOE,)), "exaone-moe"),
         (_Split((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), "superbpe"),
         (_Split((*_CHAMELEON, _GPT2), bos=True), "chameleon"),
-        (_Split((_o200k(_CONTRACTION + "?", "{1,3}"),)), "gpt-4o llama4 kanana2 minimax-m2 talkie"),
+        (_Split((_o200k(CONTRACTION + "?", "{1,3}"),)), "gpt-4o llama4 kanana2 minimax-m2 talkie"),
         (_Split((_o200k("", ""),), whole=True, bos=True), "tekken"),
         (_Split((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")), "falcon"),
         (_Split((_BLOOM,)), "bloom poro-chat gpt3-finnish"),
@@ -392,26 +387,16 @@ def _byte_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
     """tokenizer.json."""
     split = _split_of(keys, vocabulary)
     bos = vocabulary.ids.get("bos") if keys.flag("ggml.add_bos_token", split.bos) else None
-    patterns = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in split.patterns
-    ]
-    bytes_as_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [{"id": id, **fields} for id, fields in vocabulary.added().items()],
-        "normalizer": {"type": "NFC"} if split.nfc else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*patterns, bytes_as_letters]},
-        "post_processor": None if bos is None else _beginning(bos, vocabulary.tokens[bos]),
-        "decoder": bytes_as_letters,
-        "model": {
-            "type": "BPE",
-            "ignore_merges": split.whole,
-            "vocab": dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True)),
-            "merges": keys.texts("ggml.merges"),
-        },
-    }
-    return _tokenizer_json(tokenizer, vocabulary, bos)
+    content = tokenizer_json(
+        dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True)),
+        keys.texts("ggml.merges"),
+        split_at(split.patterns),
+        added=[{"id": id, **fields} for id, fields in vocabulary.added().items()],
+        nfc=split.nfc,
+        whole=split.whole,
+        bos=None if bos is None else vocabulary.tokens[bos],
+    )
+    return _made(content, vocabulary, bos)
 
 
 def _character_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
@@ -436,7 +421,7 @@ def _character_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
             "merges": [_pair(merge) for merge in keys.texts("ggml.merges")],
         },
     }
-    return _tokenizer_json(tokenizer, vocabulary, bos)
+    return _made(json.dumps(tokenizer, ensure_ascii=False).encode(errors="surrogatepass"), vocabulary, bos)
 
 
 def _pair(merge: str) -> list[str]:
@@ -445,13 +430,12 @@ def _pair(merge: str) -> list[str]:
     return [merge[:cut], merge[cut + 1 :]] if cut > 0 else [merge, ""]
 
 
-def _tokenizer_json(tokenizer: dict[str, Any], vocabulary: _Vocabulary, bos: int | None) -> _Made:
+def _made(content: bytes, vocabulary: _Vocabulary, bos: int | None) -> _Made:
     configuration = {
         **vocabulary.texts(),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": bos is not None,
     }
-    content = json.dumps(tokenizer, ensure_ascii=False).encode(errors="surrogatepass")
     return _Made("tokenizer.json", content, configuration)
 
 
@@ -467,14 +451,3 @@ def _split_of(keys: _Keys, vocabulary: _Vocabulary) -> _Split:
             f"lutra does not know how a tokenizer of GGUF's kind {name!r} splits text", ELSEWHERE
         )
     return _SPLITS[name]
-
-
-def _beginning(id: int, token: str) -> dict[str, Any]:
-    """The post-processor that puts a token before every text."""
-    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [first, text],
-        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
-    }

@@ -25,7 +25,9 @@ NAMES = {
     ".weight._data": "quanto",
     ".weight:_data": "torchao",
 }
-FOREIGN_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt")
+FOREIGN_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z")
+TAR = 257  # where its mark is
+ARCHIVES = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")  # how others begin
 
 
 def refuse(path: Path) -> None:
@@ -50,7 +52,13 @@ def _refuse_file(path: Path) -> None:
         raise CorruptModelError(f"{path} is empty", "Download it again.")
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UnsupportedModelError(f"{path} is one file of a model", f"Give its directory: {path.parent}")
-    if first_bytes(path, 2) in (b"PK", b"\x80\x02"):
+    start = first_bytes(path, 512)
+    of_torch = start[:2] == b"PK" and b"data.pkl" in start  # its first record
+    if not of_torch and (start.startswith(ARCHIVES) or start[TAR : TAR + 5] == b"ustar"):
+        raise UnsupportedModelError(
+            f"{path} is an archive, and lutra unpacks none", "Unpack it, and give the directory that was in it."
+        )
+    if of_torch or start[:2] == b"\x80\x02":
         raise UnsupportedModelError(
             f"{path} is a PyTorch file, of which lutra reads only a directory's pytorch_model.bin",
             "Load it with transformers and call save_pretrained: that writes safetensors.",

@@ -6,6 +6,7 @@ A method's module has
 - ``quantize(values, codec)``: float32 [rows, cols] as a matrix that the format's ``pack`` takes; with ``CALIBRATED``
   true, ``quantize(values, codec, hessian)``, with the second moments of the matrix's inputs: float64 [cols, cols];
 - ``BY_ROWS = True``, if it looks at each row by itself: then it is given some of a matrix's rows at a time;
+- ``memory(rows, cols, codec)``, if it is given a matrix as a whole: bytes that it works with, those of the values, too;
 - ``work(rows, cols, codec)``, if its time does not grow with the elements: what it does grow with.
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from lutra.runtime.formats import Planes
 from lutra.runtime.formats._planes import BinaryPlanes
 from lutra.runtime.threads import in_pieces
-from lutra.tools.loops import compiled, spans
+from lutra.tools.loops import compiled, compiler_bytes, spans
 
 ROUNDS = 15
 AT_ONCE = 2048  # groups worked on together
@@ -23,6 +23,11 @@ AT_ONCE = 2048  # groups worked on together
 def fits(codec: Any) -> bool:
     """Sums of binary planes; those of 0 and 1 if they are two."""
     return isinstance(codec, BinaryPlanes) and (codec.zero == 0.5 or codec.planes == 2)
+
+
+def memory(rows: int, cols: int, codec: BinaryPlanes) -> int:
+    """The values, and a byte for every bit."""
+    return (4 + codec.planes) * rows * cols + compiler_bytes()
 
 
 def quantize(values: np.ndarray, codec: BinaryPlanes) -> Planes:

@@ -14,7 +14,7 @@ import numpy as np
 from lutra.runtime.formats import Coded
 from lutra.runtime.formats._uniform import Uniform
 from lutra.runtime.threads import in_pieces
-from lutra.tools.loops import compiled
+from lutra.tools.loops import compiled, compiler_bytes
 from lutra.tools.quantizers import rtn
 
 CALIBRATED = True
@@ -27,6 +27,11 @@ SMALL = 64  # columns of a triangle that is inverted as any matrix is
 def fits(codec: Any) -> bool:
     """Uniform grids of 2 bits and more."""
     return isinstance(codec, Uniform) and codec.bits > 1
+
+
+def memory(rows: int, cols: int, codec: Uniform) -> int:
+    """The values; the second moments, and as much four times over while they are factored."""
+    return 4 * rows * cols + 5 * 8 * cols * cols + compiler_bytes()
 
 
 def quantize(values: np.ndarray, codec: Uniform, hessian: np.ndarray) -> Coded:

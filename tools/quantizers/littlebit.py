@@ -28,6 +28,11 @@ NEARLY = 0.1  # how far from orthogonal a rotation may be until the last turn
 LEAST = 1e-30
 
 
+def memory(rows: int, cols: int, codec: Chained) -> int:
+    """Values, what is left of them and what is taken off, their Gram matrix."""
+    return 16 * rows * cols + 4 * min(rows, cols) ** 2
+
+
 def work(rows: int, cols: int, codec: Chained) -> float:
     """Multiplications, about."""
     total = 0.0
