@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -176,7 +177,7 @@ def convert(
         return counter.report(
             source_nbytes=sum(file.stat().st_size for file in checkpoint.weight_files),
             seconds=time.perf_counter() - started,
-            memory=PIECES + max(_memory(checkpoint, p, how if p in lossy else None) for p in plan),
+            memory=PIECES + _most(checkpoint, plan, lossy, how),
             estimate=estimated_seconds(how, lossy) if how and dst is None else None,
             warnings=(*_warnings(checkpoint, lossy), *counter.warnings(), *trouble),
         )
@@ -225,6 +226,15 @@ def _warnings(checkpoint: Checkpoint, lossy: list[Planned]) -> Iterator[str]:
     stored = {checkpoint.dtype(weights.tensor_of(stem)) for p in lossy for stem in p.stems}
     if rounded := sorted(stored - set(TENSOR_TYPES)):
         yield f"the source is low-bit already ({', '.join(rounded)}): quantizing it again loses more"
+
+
+def _most(checkpoint: Checkpoint, plan: list[Planned], lossy: list[Planned], how: ModuleType | None) -> int:
+    """The most that is held together: a weight; or two, as one is quantized while the last one is written."""
+    alone = max(_memory(checkpoint, p, how if p in lossy else None) for p in plan)
+    if how is None or getattr(how, "CALIBRATED", False):
+        return alone
+    each = [_memory(checkpoint, p, how) for p in lossy]
+    return max([alone, *map(sum, pairwise(each))])
 
 
 def _memory(checkpoint: Checkpoint, planned: Planned, how: ModuleType | None) -> int:
