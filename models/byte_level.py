@@ -8,7 +8,7 @@ from typing import Any
 
 from lutra.runtime.errors import UnsupportedModelError
 
-__all__ = ["CONTRACTION", "cl100k", "from_pair", "split_at", "tokenizer_json"]
+__all__ = ["CONTRACTION", "beginning", "cl100k", "from_pair", "split_at", "tokenizer_json"]
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # Whose tokenizers are saved as a pair of files, by the class that tokenizer_config.json names or the model's type.
@@ -54,7 +54,7 @@ def tokenizer_json(
         "added_tokens": list(added),
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None if bos is None else _beginning(vocab[bos], bos),
+        "post_processor": None if bos is None else beginning(vocab[bos], bos),
         "decoder": _as_letters(),
         "model": {"type": "BPE", "ignore_merges": whole, "vocab": vocab, "merges": merges},
     }
@@ -95,7 +95,7 @@ def _as_letters(prefix_space: bool = False, use_regex: bool = False) -> dict[str
     return {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": use_regex}
 
 
-def _beginning(id: int, token: str) -> dict[str, Any]:
+def beginning(id: int, token: str) -> dict[str, Any]:
     """The post-processor that puts a token before every text."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     return {

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lutra.models.byte_level import CONTRACTION, cl100k, split_at, tokenizer_json
+from lutra.models.byte_level import CONTRACTION, beginning, cl100k, split_at, tokenizer_json
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["files"]
@@ -410,7 +410,7 @@ def _character_level(keys: _Keys, vocabulary: _Vocabulary) -> _Made:
         "added_tokens": [{"id": id, **fields} for id, fields in vocabulary.added().items()],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "pre_tokenizer": lines,
-        "post_processor": None if bos is None else _beginning(bos, vocabulary.tokens[bos]),
+        "post_processor": None if bos is None else beginning(bos, vocabulary.tokens[bos]),
         "decoder": {"type": "Sequence", "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",
