@@ -39,8 +39,7 @@ class Config(qwen3_moe.Config):
         known = {
             "num_local_experts": config["n_routed_experts"],
             "num_experts": config["n_routed_experts"],
-            "mlp_only_layers": config.get("mlp_only_layers")
-            or list(range(min(dense, blocks.depth(config)))),
+            "mlp_only_layers": config.get("mlp_only_layers") or list(range(min(dense, blocks.depth(config)))),
         }
         c = qwen3_moe.Config.read(config | known)
         shared = blocks.size(config, "n_shared_experts") if config.get("n_shared_experts") else 0
