@@ -79,7 +79,9 @@ static void await_publication(lt_engine *e, uint32_t number) {
     }
     pthread_mutex_lock(&e->bed);
     atomic_fetch_add(&e->sleepers, 1);
-    while (number_of(atomic_load(&e->tickets)) == number) pthread_cond_wait(&e->wake, &e->bed);
+    /* Who draws the engine's last ticket, having looked whether it ends just before it did, would sleep for good. */
+    while (number_of(atomic_load(&e->tickets)) == number && !atomic_load(&e->ending))
+        pthread_cond_wait(&e->wake, &e->bed);
     atomic_fetch_sub(&e->sleepers, 1);
     pthread_mutex_unlock(&e->bed);
 }

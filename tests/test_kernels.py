@@ -496,6 +496,12 @@ def test_engines_come_and_go(quick):
     assert thread_count() <= before
 
 
+def test_closing_engines_at_once(quick):
+    """A worker that begins as its engine ends has slept for good: once in some thousand times."""
+    for _ in range(100 if quick else 20_000):
+        native.Engine(2).close()
+
+
 def thread_count() -> int:
     """Of this process, native ones included; 0 where that is not known."""
     try:
