@@ -105,7 +105,7 @@ class Config(gemma3_text.Config):
         wide = 2 if config["use_double_wide_mlp"] else 1
         mixture = bool(config["enable_moe_block"])
         count = blocks.size(config, "num_experts") if mixture else 0
-        routing = {"num_experts_per_tok": config["top_k_experts"], "norm_topk_prob": True}
+        routing = {"num_experts_per_tok": config.get("top_k_experts"), "norm_topk_prob": True}
         if count > experts.MOST:
             raise UnsupportedModelError(f"lutra has no mixtures of {count} experts", f"it goes up to {experts.MOST}")
         vector = _count(config, "hidden_size_per_layer_input")

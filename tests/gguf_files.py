@@ -453,7 +453,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, vocabulary: bool = True, new
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
-    if getattr(config, "n_routed_experts", 0):
+    if getattr(config, "n_routed_experts", 0) and config.model_type != "nemotron_h":
         _routing(writer, config)
     if config.model_type == "lfm2_moe":
         writer.add_leading_dense_block_count(config.num_dense_layers)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from lutra.cli.main import main
+from lutra.runtime import model
 from lutra.runtime.errors import LutraError
 from lutra.tools import bench, machine
 
@@ -85,7 +86,7 @@ def test_combinations(capsys):
 def test_keys(capsys):
     (row,) = rows(capsys, "-p 5 -n 0 -r 3 -t 1 --cache-type f16")
     assert list(row)[: len(LLAMA_BENCH)] == LLAMA_BENCH
-    assert (row["n_batch"], row["type_k"], row["load_s"]) == (192, "f16", None)
+    assert (row["n_batch"], row["type_k"], row["load_s"]) == (model.ROWS, "f16", None)
     assert row["test_time"].endswith("Z")
     assert len(row["samples_ns"]) == 3
     assert 0 < row["ttft_ms"] <= row["avg_ns"] / 1e6

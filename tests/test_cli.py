@@ -520,7 +520,7 @@ def test_convert_says_what_it_did(lutra: Any, model: str, tmp_path: Path, monkey
     summary = r"\d+ K params · 0\.3 MB \(from 0\.3 MB\) · 32\.0 bpw · [\d.]+ s\n"
     code, out, err = lutra("convert", model, "--dry-run")
     assert (code, err) == (0, "")
-    dry = summary.replace(r"[\d.]+ s", r"takes [\d.]+ kB of memory")
+    dry = summary.replace(r"[\d.]+ s", r"takes [\d.]+ MB of memory")
     assert re.fullmatch(r"(\[ ?\d+/14\] \S+ +\d+(x\d+)?  f32 +[\d.]+ kB\n){14}" + dry, out)
     assert list(tmp_path.iterdir()) == []
     code, out, err = lutra("convert", model)

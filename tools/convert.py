@@ -265,7 +265,7 @@ def _write(
 ) -> None:
     packer = _Packer(checkpoint, plan, announce, journal)
     tensors = [
-        (name, DTYPES[dtype], shape, partial(packer.read, planned, name))
+        (name, DTYPES[dtype], shape, partial(packer.read, name))
         for planned in plan
         for name, (dtype, shape) in planned.parts().items()
     ]
@@ -278,24 +278,26 @@ def _write(
 
 
 class _Packer:
-    """Packs each weight in time for the file's writer, which asks for them in order, and keeps what is not written yet.
+    """Packs weights ahead of the file's writer, and keeps what it has not asked for yet: those that fill no cache lines,
+    which it writes last.
 
-    Those that are in the journal are packed already.
+    Weights that are in the journal are packed already.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, plan: list[Planned], announce: Callable[[str], None], journal: Journal | None
     ):
         self.checkpoint, self.announce, self.journal = checkpoint, announce, journal
-        self.packed = ahead(self._packed, plan)
+        self.packed = zip(plan, ahead(self._packed, plan), strict=True)
         self.waiting: dict[str, np.ndarray] = {}
 
-    def read(self, planned: Planned, name: str) -> np.ndarray:
-        """One tensor of a weight: of the last one asked for, or of the next."""
-        if name not in self.waiting:
+    def read(self, name: str) -> np.ndarray:
+        """One tensor of the weights."""
+        while name not in self.waiting:
+            planned, packed = next(self.packed)
             if not self._is_known(planned):
                 self.announce(planned.role)
-            self.waiting.update(weights.tensors_of(planned.role, next(self.packed)))
+            self.waiting.update(weights.tensors_of(planned.role, packed))
             self.checkpoint.release()
         return self.waiting.pop(name)
 

@@ -64,16 +64,16 @@ SINGLE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix that files have as a vector
 class Arch:
     """An architecture: Hugging Face's model_type; what its configuration says besides; its tensors of other names.
 
-    layer: by the stem of a layer's tensor, or by all of its name. whole: of tensors of no layer. layers: how names of
-    layers' begin. words: what it calls some of the configuration.
+    layer: by the stem of a layer's tensor, or by all of its name. words: what it calls some of the configuration.
+    whole: of tensors of no layer. layers: how names of layers' begin.
     """
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     layer: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
     layers: str = "model.layers"
-    words: dict[str, str] = field(default_factory=dict)
 
 
 NEIGHBOURS = {"rope_interleaved": True}  # the converter stores rows of q and k in that order
@@ -245,14 +245,17 @@ ARCHS = {
         },
     ),
     "falcon-h1": Arch(
-        "falcon_h1", RATES | {"mamba_norm_before_gate": False}, FALCON_H1, {"output_norm": "model.final_layernorm"}
+        "falcon_h1",
+        RATES | {"mamba_norm_before_gate": False},
+        FALCON_H1,
+        whole={"output_norm": "model.final_layernorm"},
     ),
     "nemotron_h": Arch(
         "nemotron_h",
         RATES | {"time_step_min": 0.0},
         NEMOTRON_H,
-        {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"},
-        "backbone.layers",
+        whole={"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"},
+        layers="backbone.layers",
     ),
     "hunyuan-dense": Arch(
         "hunyuan_v1_dense",
