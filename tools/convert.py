@@ -278,8 +278,7 @@ def _write(
 
 
 class _Packer:
-    """Packs weights ahead of the file's writer, and keeps what it has not asked for yet: those that fill no cache lines,
-    which it writes last.
+    """Packs weights ahead of the file's writer, and keeps what it asks for last: tensors that fill no cache lines.
 
     Weights that are in the journal are packed already.
     """
