@@ -41,6 +41,7 @@ AT_ONCE = 1 << 18  # elements whose error is measured together: few enough to st
 LOCKED = 1 << 30  # the byte that Windows locks: one behind the end, as nobody can read a locked one
 SAMPLE = 512  # rows or columns of a matrix that is timed; of one whose time grows faster than its elements:
 LARGER = 1024
+PIECES = 4  # or so many for each thread, of a method that looks at each row by itself
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,9 @@ def estimated_seconds(method: ModuleType, plan: Sequence[Planned]) -> float | No
     for (format, (rows, cols)), count in Counter((p.format or "", p.shape) for p in each).items():
         codec, smaller = formats.codec(format), max(1.0, max(rows, cols) / longest)
         shape = [int(n / smaller) or 1 for n in (rows, cols)]
-        if not hasattr(method, "work"):
+        if getattr(method, "BY_ROWS", False):
+            shape = [min(rows, PIECES * threads.default() * max(1, AT_ONCE // cols)), cols]
+        elif not hasattr(method, "work"):
             shape[0] = min(rows, shape[0] * threads.default())  # a piece for each thread
         values = rng.standard_normal(shape, np.float32)
         floats = Unread((shape[0], shape[1]), partial(_between, values))
