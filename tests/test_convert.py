@@ -376,5 +376,5 @@ def test_memory_is_what_a_report_says(format: str, tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", code, folder, tmp_path / "dst", format]
     grown, said = map(float, subprocess.run(command, capture_output=True, text=True).stdout.split())
-    assert grown == pytest.approx(said, rel=0.25)
+    assert said / 2 < grown < said * 1.25  # how much of two weights is held at once is a matter of chance
     shutil.rmtree(tmp_path)
