@@ -329,7 +329,7 @@ static void blocks_times_batch(const lt_op *op, const lt_step *step, const forma
 static void linear_run(const lt_op *op, const lt_step *step, int32_t begin, int32_t end) {
     const format own = format_open(op, step), *f = &own;
     const int32_t tokens = lt_rows(op, step), last = lt_min(end * BLOCKS_PER_PART, lt_ceil_div(op->arg[0].cols, BLOCK));
-    if (tokens <= lt_min(FEW, FEW_TOKENS)) {
+    if (tokens <= lt_min(FEW, AMX ? AMX_LEAST - 1 : FEW_TOKENS)) {
         for (int32_t block = begin * BLOCKS_PER_PART; block < last; block += BLOCKS_PER_PART)
             blocks_times_tokens(op, step, f, block, lt_min(BLOCKS_PER_PART, last - block), tokens);
         return;
