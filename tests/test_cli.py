@@ -81,7 +81,7 @@ def expected(path: str, ids: Callable[[Any], list[int]], n: int = 12, continues:
 # Help, usage, errors
 
 
-def test_help_is_instant_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import sys
         from lutra.cli.main import main
@@ -91,15 +91,6 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
     """
     for argv in (["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)):
         subprocess.run([sys.executable, "-c", code, *argv], check=True, stdout=subprocess.DEVNULL)
-    best = min(_cpu_seconds([*COMMAND, "--help"]) for _ in range(5))
-    assert best < 0.1
-
-
-def _cpu_seconds(command: list[str]) -> float:
-    before = os.times()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_version_is_that_of_the_sources_it_runs_from(lutra: Any) -> None:
