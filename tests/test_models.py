@@ -42,10 +42,10 @@ def test_plan_computes_what_forward_says(arch, format):
     with tiny.model(arch, format, head=tiny.head_format(format)) as m:
         got, expected = m.session().logits(IDS), tiny.numpy_logits(m, IDS)
     # A group's sum is a float: another rounding of it can tip the next matrix's int8 activations by a step. So it is in
-    # the links of formats without kernels of their own. Behind it, a token may choose other experts.
+    # the links of formats without kernels of their own.
     codec = formats.codec(format)
     tips = bool(codec.ACT_GROUP) or not codec.KERNEL
-    assert tiny.relative(got, expected) < (0.1 if tips else 1e-5)
+    assert tiny.relative(got, expected) < (3e-2 if tips else 1e-5)
     off = np.abs(got - expected).max(axis=1) / np.abs(expected).max()  # of a row, and by attention of rows behind it
     assert np.median(off) < 5e-3 or off[0] < 1e-5
     assert (got.argmax(1) == expected.argmax(1)).all()
