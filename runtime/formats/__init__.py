@@ -486,7 +486,7 @@ class Packed:
 
 def names() -> list[str]:
     """Every format, and of each family of them a typical one."""
-    found = (getattr(_module(base), "TYPICAL", base) for base in _bases())
+    found = (getattr(module, "TYPICAL", base) for base, module in modules().items())
     return [name for name in found if name]
 
 
@@ -507,6 +507,11 @@ def codec(name: str) -> Any:
 def ternary() -> str:
     """The ternary format that this CPU runs best: t5's bytes are fewer, but need products of whole bytes."""
     return "t5" if {"avxvnni", "avx512vnni", "dotprod"} & set(native.cpu_features()) else "t2"
+
+
+def modules() -> dict[str, ModuleType]:
+    """Every file here that is a format, or a family of such, by its name."""
+    return {base: _module(base) for base in _bases()}
 
 
 def _bases() -> list[str]:
