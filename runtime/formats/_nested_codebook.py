@@ -30,7 +30,7 @@ class NestedValues:
     floats: bool
 
     @property
-    def KERNEL(self) -> str:  # noqa: N802: as every format has it
+    def KERNEL(self) -> str:  # as every format has it
         """c4i32: scales are integers, groups have 32 columns; c4f16: floats, 16"""
         return f"c4{'f' if self.floats else 'i'}{self.ACT_GROUP}"
 
