@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lutra.runtime.formats import Matrix
+from lutra.runtime.formats import E4M3, Matrix
 from lutra.runtime.threads import in_pieces
 
 ROWS = 16
@@ -50,10 +50,12 @@ def fill_grid(part: np.ndarray, *grids: np.ndarray) -> None:
 
 
 def is_finite(x: np.ndarray) -> bool:
-    """Whether all are finite numbers; of float16 by their bits, which is several times as fast as numpy's test.
+    """Whether all are finite numbers; of float16 and E4M3 by their bits, many times as fast as numpy's test.
 
     Signed, the largest positive one is the most; unsigned, the largest negative one.
     """
+    if isinstance(x, E4M3):
+        return bool(x.view(np.int8).max(initial=0) < 0x7F and x.view(np.ndarray).max(initial=0) < 0xFF)
     if x.dtype == np.float16:
         return bool(x.view(np.int16).max(initial=0) < 0x7C00 and x.view(np.uint16).max(initial=0) < 0xFC00)
     return bool(np.isfinite(x).all())
