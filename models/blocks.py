@@ -399,8 +399,8 @@ def gated(c: Config, gate_up: Any) -> Any:
     return ACTIVATIONS[c.activation](gate, up)
 
 
-def feed_forward(c: Config, layer: Any, x: Any) -> Any:
-    """A layer's two matrices of gates and what is up, and the one down."""
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """The i-th layer's two matrices of gates and what is up, and the one down. Mixtures have one that looks at i."""
     return ops.linear(gated(c, ops.linear(x, layer.gate_up)), layer.down)
 
 

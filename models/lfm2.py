@@ -129,11 +129,7 @@ def convolve(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     return ops.mul(behind, h)
 
 
-def _feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    return blocks.feed_forward(c, layer, x)
-
-
-def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_forward) -> Any:
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = blocks.feed_forward) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind the rest."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)

@@ -6,7 +6,6 @@ unit vectors. Those that attend are Qwen3's, with a gate on what they found, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -234,15 +233,8 @@ def _ordered(x: Any, order: np.ndarray | None) -> Any:
     return x if order is None else ops.take_columns(x, order)
 
 
-def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    """What the i-th layer adds behind what it remembers or attends to."""
-    return blocks.feed_forward(c, layer, x)
-
-
-def forward(
-    c: Config, w: Any, ids: Any, state: Any, feed_forward: Callable[[Any, Any, int, Any], Any] = feed_forward
-) -> Any:
-    """Token ids [rows, 1] to logits [outputs, vocab]."""
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = blocks.feed_forward) -> Any:
+    """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind the rest."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     remembering = 0

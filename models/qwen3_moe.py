@@ -168,7 +168,7 @@ def mixture(
 
 def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     """What the i-th layer adds behind its attention."""
-    return mixture(c, layer, x) if i in c.mixtures else blocks.feed_forward(c, layer, x)
+    return mixture(c, layer, x) if i in c.mixtures else blocks.feed_forward(c, layer, i, x)
 
 
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:

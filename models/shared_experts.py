@@ -82,7 +82,7 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     """What the i-th layer adds behind its attention."""
     if i not in c.mixtures:
-        return blocks.feed_forward(c, layer, x)
+        return blocks.feed_forward(c, layer, i, x)
     y = ops.scale(qwen3_moe.mixture(c, layer, x), factor=c.share_scale)
     if not c.shared_intermediate:
         return y

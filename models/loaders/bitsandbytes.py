@@ -16,8 +16,8 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import Grid, array_of, part, stems_of, take_parts
-from lutra.models.loaders.tensor import BF16
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import BF16
 
 __all__ = ["decode"]
 
