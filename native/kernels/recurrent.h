@@ -30,7 +30,7 @@ static inline float *remembered(const lt_op *op, const lt_step *step, int32_t pa
 }
 
 /* S = decay S + key value; returns query S. */
-static inline f32x16 remember(float *S, const float *key, const float *query, f32x16 value, f32x16 decay, int32_t rows) {
+static f32x16 remember(float *S, const float *key, const float *query, f32x16 value, f32x16 decay, int32_t rows) {
     f32x16 y[SUMS];
     for (int32_t j = 0; j < SUMS; j++) y[j] = vset1(0);
     int32_t i = 0;
