@@ -18,8 +18,7 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.fp8 import FLOAT8
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import E4M3, Codebook, Matrix, nvfp4, to_float32
-from lutra.runtime.formats._blocks import is_finite
+from lutra.runtime.formats import E4M3, Codebook, Matrix, is_finite, nvfp4, to_float32
 
 __all__ = ["modelopt_blocks", "mx_blocks", "nv_blocks"]
 

@@ -13,8 +13,7 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import BF16, E4M3, Scaled, to_float32
-from lutra.runtime.formats._blocks import is_finite
+from lutra.runtime.formats import BF16, E4M3, Scaled, is_finite, to_float32
 
 __all__ = ["FLOAT8", "decode", "drop_scales_of_activations", "scaled", "unscaled"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lutra.runtime.formats import E4M3, Codebook, Matrix, to_float32
-from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid, is_finite
+from lutra.runtime.formats import E4M3, Codebook, Matrix, is_finite, to_float32
+from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 from lutra.runtime.formats._uniform import Uniform
 
 
