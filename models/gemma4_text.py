@@ -300,9 +300,9 @@ def mixture(c: Config, layer: Any, x: Any) -> Any:
     return qwen3_moe.mixture(c, layer, c.norm(x, layer.experts_norm), seen=seen, scales=layer.expert_scale)
 
 
-def feed_forward(c: Config, layer: Any, x: Any) -> Any:
-    """What a layer adds behind its attention."""
-    h = ops.linear(blocks.gated(c, ops.linear(c.norm(x, layer.mlp_norm), layer.gate_up)), layer.down)
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """What the i-th layer adds behind its attention."""
+    h = blocks.feed_forward(c, layer, i, c.norm(x, layer.mlp_norm))
     if c.experts:
         h = ops.add(c.norm(h, layer.dense_out_norm), c.norm(mixture(c, layer, x), layer.experts_out_norm))
     return c.norm(h, layer.mlp_out_norm)
@@ -327,7 +327,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
             vectors = ops.tail(vectors, state) if c.layer_vector else None
         h = attend(c, layer, i, c.norm(x, layer.attn_norm), nearby if c.windows[i] else everywhere, state)
         x = ops.add(x, c.norm(h, layer.attn_out_norm))
-        x = ops.add(x, feed_forward(c, layer, x))
+        x = ops.add(x, feed_forward(c, layer, i, x))
         if c.layer_vector:
             own = ops.split(vectors, *[c.layer_vector] * c.layers)[i]
             h = blocks.ACTIVATIONS[c.activation](ops.linear(x, layer.vector_gate), own)

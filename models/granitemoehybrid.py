@@ -123,7 +123,7 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 def feed_forward(c: Config, layer: Any, x: Any) -> Any:
     """What a layer adds behind what it remembers or attends to."""
-    y = ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down)
+    y = qwen3_moe.shared(c, layer, x)
     return ops.add(qwen3_moe.mixture(c, layer, x), y) if c.mixed else y
 
 

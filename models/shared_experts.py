@@ -86,4 +86,4 @@ def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     y = ops.scale(qwen3_moe.mixture(c, layer, x), factor=c.share_scale)
     if not c.shared_intermediate:
         return y
-    return ops.add(y, ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down))
+    return ops.add(y, qwen3_moe.shared(c, layer, x))
