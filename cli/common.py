@@ -230,13 +230,15 @@ def dim(text: str) -> str:
 
 def timings(last: Chunk, max_tokens: int | None) -> str:
     """One line about an answer: 132 tokens · 14.2 tok/s · prompt 38.0 tok/s (96 cached) · 1.24 GB."""
+    from lutra.tools.machine import peak_memory
+
     parts = [counted(last.n_generated, "token")]
     if last.generation_tps:
         parts.append(f"{last.generation_tps:.1f} tok/s")
     if last.prompt_tps:
         cached = f" ({last.n_cached} cached)" if last.n_cached else ""
         parts.append(f"prompt {last.prompt_tps:.1f} tok/s{cached}")
-    if memory := _peak_memory():
+    if memory := peak_memory():
         parts.append(f"{memory / 1e9:.2f} GB")
     if last.finish_reason == "length" and last.n_generated != max_tokens:
         parts.append("the context is full")
@@ -256,11 +258,3 @@ def in_bytes(n: int) -> str:
 def in_numbers(n: int) -> str:
     """2.41 B, 15.2 M, 260 K."""
     return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M" if n >= 1e6 else f"{n / 1e3:.0f} K"
-
-
-def _peak_memory() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -51,6 +51,7 @@ def examine() -> dict[str, Any]:
 
     from lutra import __version__, native
     from lutra.runtime import memory, threads
+    from lutra.tools.machine import cpu_name
 
     return {
         "lutra": __version__,
@@ -58,7 +59,7 @@ def examine() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "os": platform.platform(),
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "features": _found_features(),
             "used": native.cpu_features(),
             "refused": native.cpu_refused(),
@@ -83,18 +84,6 @@ def _found_features() -> list[str]:
     finally:
         if level is not None:
             os.environ["LUTRA_CPU"] = level
-
-
-def _cpu_name() -> str:
-    import platform
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            fields = [line.partition(":") for line in lines]
-        names = {name.strip(): value.strip() for name, _, value in fields}
-    except OSError:
-        names = {}
-    return names.get("model name") or names.get("Model") or platform.processor() or platform.machine()
 
 
 def _total_memory() -> int | None:

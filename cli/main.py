@@ -83,7 +83,9 @@ def _parse(argv: list[str]) -> Any:
         print(_usage(), file=sys.stderr)
         raise SystemExit(2)
     elif (verb := _verb(first)) is None:
-        raise _Usage(f"there is no verb {first!r}", "lutra --help lists them")
+        from lutra.cli.common import UsageError
+
+        raise UsageError(f"there is no verb {first!r}", "lutra --help lists them")
     else:
         from lutra.cli.parser import Parser
 
@@ -93,10 +95,6 @@ def _parse(argv: list[str]) -> Any:
         args.run = verb.run
         return args
     return None
-
-
-class _Usage(LutraError):
-    exit_code = 2
 
 
 def _usage() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "factor",
     "feed_forward",
     "gated",
+    "layer_kinds",
     "rope_of",
     "shapes",
     "size",
@@ -43,6 +44,7 @@ LLAMA_NAMES: dict[str, tuple[str, ...]] = {
 
 LAYERS = 4096
 HEAD_DIM = 8192  # at most, in native/kernels/attention.h
+MEMORY = 1 << 31  # floats of a session's: places in it are 32-bit numbers
 ACTIVATIONS = {
     "silu": ops.silu_mul,
     "swish": ops.silu_mul,
@@ -66,6 +68,7 @@ class Config:
     frequency: float32 [n], the rotary angle per position of each of a head's first n pairs; magnitude: what rotated
     pairs are multiplied by. n_ctx: positions for which frequencies hold. windows: how many positions each layer's
     attention sees, 0: all. rotated: whether each layer's queries and keys are; others know no positions (NoPE).
+    attending: the layers that have keys and values of their own.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # what a configuration means that is silent
@@ -80,6 +83,7 @@ class Config:
     n_ctx: int
     windows: tuple[int, ...]
     rotated: tuple[bool, ...]
+    attending: tuple[int, ...]
     eps: float
     activation: str
     frequency: np.ndarray
@@ -87,15 +91,14 @@ class Config:
     rope_interleaved: bool
     tied: bool
 
-    @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values."""
-        return self.layers
+    def __post_init__(self) -> None:
+        if (floats := self.recurrent_floats) >= MEMORY:
+            raise UnsupportedModelError(f"lutra has no memory of {floats} floats", f"it goes up to {MEMORY - 1}")
 
     @property
     def kv_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Of each of these: heads of keys and values, and columns of each."""
-        return ((self.kv_heads, self.head_dim),) * self.kv_layers
+        """Of each of these: heads of keys and values, and columns of each; one more than none, for the cache's sake."""
+        return ((self.kv_heads, self.head_dim),) * max(1, len(self.attending))
 
     @property
     def kv_shared(self) -> bool:
@@ -139,6 +142,7 @@ class Config:
             n_ctx=min(n_ctx, rope.positions or n_ctx),
             windows=_windows(config, layers),
             rotated=_rotated(config, layers),
+            attending=tuple(range(layers)),
             eps=0.0 if config.get("rms_norm_eps") == 0 else factor(config, "rms_norm_eps", 1e-6),
             activation=activation,
             frequency=rope.frequency,
@@ -182,6 +186,18 @@ def depth(config: dict[str, Any]) -> int:
     return layers
 
 
+def layer_kinds(said: Any, layers: int, known: Collection[str]) -> list[str]:
+    """Each layer's kind, as ``layer_types`` says it.
+
+    Raises CorruptModelError for what is no list of that many, UnsupportedModelError for a kind that is not known.
+    """
+    if not isinstance(said, list) or len(said) != layers or not all(isinstance(kind, str) for kind in said):
+        raise CorruptModelError(f"config.json: layer_types is {said!r:.80}, which is no list of {layers} layers")
+    if unknown := [kind for kind in said if kind not in known]:
+        raise UnsupportedModelError(f"lutra has no layers {unknown[0]!r:.40} here", f"it has {', '.join(known)}")
+    return said
+
+
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     """Each layer's sliding window. Those that have one are listed, come by a pattern, or begin with a certain layer."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -192,10 +208,7 @@ def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:
             return tuple(window if (i + 1) % every else 0 for i in range(layers))
         first = size(config, "max_window_layers") if config.get("max_window_layers") else 0
         return tuple(window if i >= first else 0 for i in range(layers))
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
-    if unknown := [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]:
-        raise UnsupportedModelError(f"lutra has no layers of type {unknown[0]!r:.40}")
+    kinds = layer_kinds(kinds, layers, ("full_attention", "sliding_attention"))
     if not window and "sliding_attention" in kinds:
         raise CorruptModelError("config.json: layer_types has windows, but no sliding_window says how wide they are")
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
@@ -346,8 +359,9 @@ def attend(
     cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> Any:
-    """Rotate queries and keys, append to the cache, attend. qkv: [rows, q | k | v] -> [rows, heads * head_dim].
+    """The layer's queries and keys rotated, appended to the cache, and attended to.
 
+    qkv: [rows, q | k | v] -> [rows, heads * head_dim].
     norms: the weights [head_dim] of norms of each head's queries and keys, before they are rotated; norms_last: after
     it. scale: of scores; None: head_dim ** -0.5. cap, sinks: as ops.attention's. angles None: nothing is rotated.
     """
@@ -358,7 +372,7 @@ def attend(
         q, k = (ops.rope(x, angles, head_dim=c.head_dim, interleaved=c.rope_interleaved) for x in (q, k))
     if norms and norms_last:
         q, k = _normed(c, q, k, norms)
-    at = ops.kv_place(state, c.kv_shapes[:layer])
+    at = ops.kv_place(state, c.kv_shapes[: c.attending.index(layer)])
     ops.kv_append(k, v, state, at=at, kv_heads=c.kv_heads, head_dim=c.head_dim)
     return ops.attention(
         q,
@@ -385,8 +399,8 @@ def gated(c: Config, gate_up: Any) -> Any:
     return ACTIVATIONS[c.activation](gate, up)
 
 
-def feed_forward(c: Config, layer: Any, x: Any) -> Any:
-    """A layer's two matrices of gates and what is up, and the one down."""
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """The i-th layer's two matrices of gates and what is up, and the one down. Mixtures have one that looks at i."""
     return ops.linear(gated(c, ops.linear(x, layer.gate_up)), layer.down)
 
 

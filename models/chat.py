@@ -204,7 +204,7 @@ def _environment() -> Environment:
             _spend(_length(operator, left, right) // CHARACTERS)
             return super().call_binop(context, operator, left, right)
 
-        def call(__self, *args: Any, **kwargs: Any) -> Any:  # noqa: N805: a template may pass self=
+        def call(__self, *args: Any, **kwargs: Any) -> Any:  # a template may pass self=
             _spend(1)
             return super().call(*args, **kwargs)
 

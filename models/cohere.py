@@ -77,6 +77,6 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     x = ops.embed(ids, w.embed)
     for i, layer in enumerate(w.layers):
         h = c.norm(x, layer.attn_norm)
-        x = ops.add(ops.add(x, attend(c, layer, h, angles, state, i)), blocks.feed_forward(c, layer, h))
+        x = ops.add(ops.add(x, attend(c, layer, h, angles, state, i)), blocks.feed_forward(c, layer, i, h))
     x = ops.scale(c.norm(ops.tail(x, state), w.norm), factor=c.logit_scale)
     return ops.linear(x, w.head)

@@ -12,7 +12,7 @@ from lutra.models.granitemoehybrid import KEYS
 from lutra.models.mamba2_layer import Mixer
 from lutra.models.weights import Names
 from lutra.runtime import ops
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.errors import CorruptModelError
 
 LAYER = "model.layers.{}"
 SCALES = {  # of embeddings, keys, what attention and the mixer see and give, and logits
@@ -86,7 +86,7 @@ class Config(blocks.Config):
         eps, gate_first = c.eps if config["mamba_rms_norm"] else None, not config["mamba_norm_before_gate"]
         scales: dict[str, Any] = {name: blocks.factor(config, key) for name, key in SCALES.items()}
         gate_scale, down_scale = _numbers(config, "mlp_multipliers", 2)
-        found = cls(
+        return cls(
             **vars(c),
             mixer=Mixer.read(config, KEYS, eps=eps, gate_first=gate_first),
             **scales,
@@ -94,9 +94,6 @@ class Config(blocks.Config):
             gate_scale=gate_scale,
             down_scale=down_scale,
         )
-        if found.recurrent_floats >= mamba2_layer.MOST_FLOATS:
-            raise UnsupportedModelError(f"lutra has no memory of {found.recurrent_floats} floats")
-        return found
 
     @property
     def recurrent_floats(self) -> int:

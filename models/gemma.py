@@ -43,6 +43,5 @@ def forward(c: gemma2.Config, w: Any, ids: Any, state: Any) -> Any:
     for i, layer in enumerate(w.layers):
         h = ops.linear(c.norm(x, layer.attn_norm), layer.qkv)
         x = ops.add(x, ops.linear(blocks.attend(c, h, angles, state, i), layer.o))
-        h = blocks.gated(c, ops.linear(c.norm(x, layer.mlp_norm), layer.gate_up))
-        x = ops.add(x, ops.linear(h, layer.down))
+        x = ops.add(x, blocks.feed_forward(c, layer, i, c.norm(x, layer.mlp_norm)))
     return ops.linear(c.norm(ops.tail(x, state), w.norm), w.head)

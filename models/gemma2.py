@@ -106,7 +106,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         h = ops.linear(c.norm(x, layer.attn_norm), layer.qkv)
         h = blocks.attend(c, h, angles, state, i, scale=c.score_scale, cap=c.score_cap)
         x = ops.add(x, c.norm(ops.linear(h, layer.o), layer.attn_out_norm))
-        h = blocks.gated(c, ops.linear(c.norm(x, layer.mlp_norm), layer.gate_up))
-        x = ops.add(x, c.norm(ops.linear(h, layer.down), layer.mlp_out_norm))
+        h = blocks.feed_forward(c, layer, i, c.norm(x, layer.mlp_norm))
+        x = ops.add(x, c.norm(h, layer.mlp_out_norm))
     logits = ops.linear(c.norm(ops.tail(x, state), w.norm), w.head)
     return ops.soft_cap(logits, cap=c.logit_cap) if c.logit_cap else logits

@@ -113,8 +113,9 @@ class Config(gemma3_text.Config):
         if vector and layer_vocab < c.vocab:
             raise UnsupportedModelError(f"lutra runs no Gemma 4 with {layer_vocab} vectors for {c.vocab} tokens")
         rope = _global_rope(config, head_dim)
+        own = {"frequency": rope.frequency, "magnitude": rope.magnitude, "attending": tuple(range(layers - shared))}
         return cls(
-            **vars(c) | {"frequency": rope.frequency, "magnitude": rope.magnitude},
+            **vars(c) | own,
             global_head_dim=head_dim,
             global_kv_heads=kv_heads,
             values_are_keys=bool(config["attention_k_eq_v"]),
@@ -129,19 +130,14 @@ class Config(gemma3_text.Config):
         )
 
     @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values: all before those that see others'."""
-        return sum(source == i for i, source in enumerate(self.sources))
-
-    @property
     def kv_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Of each of these: heads of keys and values, and columns of each."""
-        return tuple(self.heads_of(i) for i in range(self.kv_layers))
+        """Of each layer that has keys and values: heads of keys and values, and columns of each."""
+        return tuple(self.heads_of(i) for i in self.attending)
 
     @property
     def kv_shared(self) -> bool:
         """Whether layers see keys and values of other layers."""
-        return self.kv_layers < self.layers
+        return len(self.attending) < self.layers
 
     def heads_of(self, i: int) -> tuple[int, int]:
         """The i-th layer's heads of keys and values, and the columns of each."""
@@ -304,9 +300,9 @@ def mixture(c: Config, layer: Any, x: Any) -> Any:
     return qwen3_moe.mixture(c, layer, c.norm(x, layer.experts_norm), seen=seen, scales=layer.expert_scale)
 
 
-def feed_forward(c: Config, layer: Any, x: Any) -> Any:
-    """What a layer adds behind its attention."""
-    h = ops.linear(blocks.gated(c, ops.linear(c.norm(x, layer.mlp_norm), layer.gate_up)), layer.down)
+def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
+    """What the i-th layer adds behind its attention."""
+    h = blocks.feed_forward(c, layer, i, c.norm(x, layer.mlp_norm))
     if c.experts:
         h = ops.add(c.norm(h, layer.dense_out_norm), c.norm(mixture(c, layer, x), layer.experts_out_norm))
     return c.norm(h, layer.mlp_out_norm)
@@ -326,12 +322,12 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     x = ops.scale(ops.embed(ids, w.embed), factor=c.embed_scale)
     vectors = layer_vectors(c, w, ids, x) if c.layer_vector else None
     for i, layer in enumerate(w.layers):
-        if i == c.kv_layers:  # nothing behind it is for later tokens to see
+        if i == len(c.attending):  # nothing behind it is for later tokens to see
             x, everywhere, nearby = (ops.tail(each, state) for each in (x, everywhere, nearby))
             vectors = ops.tail(vectors, state) if c.layer_vector else None
         h = attend(c, layer, i, c.norm(x, layer.attn_norm), nearby if c.windows[i] else everywhere, state)
         x = ops.add(x, c.norm(h, layer.attn_out_norm))
-        x = ops.add(x, feed_forward(c, layer, x))
+        x = ops.add(x, feed_forward(c, layer, i, x))
         if c.layer_vector:
             own = ops.split(vectors, *[c.layer_vector] * c.layers)[i]
             h = blocks.ACTIVATIONS[c.activation](ops.linear(x, layer.vector_gate), own)

@@ -8,21 +8,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lutra.models import blocks, starcoder2
-from lutra.models.weights import Names
 from lutra.runtime import ops
 
 LAYER = "gpt_neox.layers.{}"
-NAMES: dict[str, tuple[str, ...]] = {
-    "embed": ("gpt_neox.embed_in",),
-    "layers.{}.attn_norm": (f"{LAYER}.input_layernorm",),
-    "layers.{}.qkv": (f"{LAYER}.attention.query_key_value",),
-    "layers.{}.o": (f"{LAYER}.attention.dense",),
-    "layers.{}.mlp_norm": (f"{LAYER}.post_attention_layernorm",),
-    "layers.{}.up": (f"{LAYER}.mlp.dense_h_to_4h",),
-    "layers.{}.down": (f"{LAYER}.mlp.dense_4h_to_h",),
-    "norm": ("gpt_neox.final_layer_norm",),
-    "head": ("embed_out",),
-}
+NAMES = starcoder2.with_biases(
+    {
+        "embed": ("gpt_neox.embed_in",),
+        "layers.{}.attn_norm": (f"{LAYER}.input_layernorm",),
+        "layers.{}.qkv": (f"{LAYER}.attention.query_key_value",),
+        "layers.{}.o": (f"{LAYER}.attention.dense",),
+        "layers.{}.mlp_norm": (f"{LAYER}.post_attention_layernorm",),
+        "layers.{}.up": (f"{LAYER}.mlp.dense_h_to_4h",),
+        "layers.{}.down": (f"{LAYER}.mlp.dense_4h_to_h",),
+        "norm": ("gpt_neox.final_layer_norm",),
+        "head": ("embed_out",),
+    }
+)
 TINY = {
     "model_type": "gpt_neox",
     "num_hidden_layers": 2,
@@ -75,11 +76,6 @@ class Config(starcoder2.Config):
         columns = np.arange((self.heads + 2 * self.kv_heads) * self.head_dim, dtype=np.int32)
         groups = columns.reshape(self.kv_heads, -1, self.head_dim)
         return np.concatenate([part.ravel() for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])
-
-
-def names(c: Config) -> Names:
-    """Role -> tensors."""
-    return starcoder2.with_biases(NAMES)
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from lutra.models import blocks, granitemoe, mamba2_layer, mixtral, qwen3_moe
 from lutra.models.mamba2_layer import Mixer
 from lutra.models.weights import Names
 from lutra.runtime import ops
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.errors import UnsupportedModelError
 
 ATTENDING = ("layers.{}.qkv", "layers.{}.o")
 EXPERTS = ("layers.{}.router", "layers.{}.experts_gate_up", "layers.{}.experts_down")
@@ -33,7 +33,7 @@ TINY = granitemoe.TINY | {
 class Config(granitemoe.Config):
     """Granite's mixtures', and that of the layers which remember.
 
-    attending: the layers that attend; the others remember, as ``mixer`` says. mixed: whether there are experts.
+    Layers that do not attend remember, as ``mixer`` says. mixed: whether there are experts.
     shared_intermediate: width of the feed-forward beside them. joined: whether its gates and what is up are one tensor.
     """
 
@@ -50,7 +50,6 @@ class Config(granitemoe.Config):
         "logits_scaling": 1.0,
     }
 
-    attending: tuple[int, ...]
     mixer: Mixer
     mixed: bool
     shared_intermediate: int
@@ -70,22 +69,13 @@ class Config(granitemoe.Config):
         if config["mamba_d_head"] == "auto":
             inner = blocks.size(config, "mamba_expand") * c.hidden
             config["mamba_d_head"] = inner // blocks.size(config, "mamba_n_heads")
-        found = cls(
-            **vars(c) | {"rotated": (kind == "rope",) * c.layers},
-            attending=attending(config, c.layers),
+        return cls(
+            **vars(c) | {"rotated": (kind == "rope",) * c.layers, "attending": _attending(config, c.layers)},
             mixer=Mixer.read(config, KEYS, eps=c.eps),
             mixed=mixed,
             shared_intermediate=blocks.size(config, "shared_intermediate_size"),
             joined=bool(config["shared_mlp_joined"]),
         )
-        if found.recurrent_floats >= mamba2_layer.MOST_FLOATS:
-            raise UnsupportedModelError(f"lutra has no memory of {found.recurrent_floats} floats")
-        return found
-
-    @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values; one more than none, for the cache's sake."""
-        return max(1, len(self.attending))
 
     @property
     def recurrent_floats(self) -> int:
@@ -93,12 +83,10 @@ class Config(granitemoe.Config):
         return (self.layers - len(self.attending)) * self.mixer.floats
 
 
-def attending(config: dict[str, Any], layers: int) -> tuple[int, ...]:
+def _attending(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     """The layers that attend, which releases and transformers 5 call by different names."""
-    kinds = config.get("layer_types") or config.get("layers_block_type") or ["mamba"] * layers
-    known = {"mamba", "linear_attention", "attention", "full_attention"}
-    if not isinstance(kinds, list) or len(kinds) != layers or not {*map(str, kinds)} <= known:
-        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
+    said = config.get("layer_types") or config.get("layers_block_type") or ["mamba"] * layers
+    kinds = blocks.layer_kinds(said, layers, ("mamba", "linear_attention", "attention", "full_attention"))
     return tuple(i for i, kind in enumerate(kinds) if kind in ("attention", "full_attention"))
 
 
@@ -135,7 +123,7 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 def feed_forward(c: Config, layer: Any, x: Any) -> Any:
     """What a layer adds behind what it remembers or attends to."""
-    y = ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down)
+    y = qwen3_moe.shared(c, layer, x)
     return ops.add(qwen3_moe.mixture(c, layer, x), y) if c.mixed else y
 
 
@@ -147,8 +135,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     for i, layer in enumerate(w.layers):
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
         if i in c.attending:
-            cached = c.attending.index(i)
-            h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, cached, scale=c.score_scale)
+            h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, scale=c.score_scale)
             h = ops.linear(h, layer.o)
         else:
             h = c.mixer(layer, ops.linear(h, layer.mixer_in), state, remembering * c.mixer.floats)

@@ -51,7 +51,7 @@ def mixture(c: Config, layer: Any, x: Any) -> Any:
     chosen = qwen3_moe.mixture(c, layer, x)
     if not c.shared_intermediate:
         return chosen
-    return ops.add(chosen, ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down))
+    return ops.add(chosen, qwen3_moe.shared(c, layer, x))
 
 
 forward = partial(granitemoe.forward, mixture=mixture)

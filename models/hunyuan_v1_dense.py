@@ -38,11 +38,7 @@ def with_larger_theta(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"rope_theta": theta, "rope_scaling": None}
 
 
-def _feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    return blocks.feed_forward(c, layer, x)
-
-
-def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_forward) -> Any:
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = blocks.feed_forward) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind its attention."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)

@@ -10,7 +10,7 @@ import numpy as np
 from lutra.models import blocks, llama
 from lutra.models.weights import Names
 from lutra.runtime import ops
-from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.errors import UnsupportedModelError
 from lutra.runtime.formats import to_float32
 
 LAYER = "model.layers.{}"
@@ -45,7 +45,7 @@ TINY = llama.TINY | {
 
 @dataclass(frozen=True)
 class Config(blocks.Config):
-    """LFM2's. attending: the layers that attend; the others convolve. taps: of the convolution."""
+    """LFM2's: layers that do not attend convolve. taps: of the convolution."""
 
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "rope_theta": 1e6,
@@ -56,7 +56,6 @@ class Config(blocks.Config):
         "block_multiple_of": 256,
     }
 
-    attending: tuple[int, ...]
     taps: int
 
     @classmethod
@@ -67,12 +66,8 @@ class Config(blocks.Config):
             raise UnsupportedModelError("lutra has no convolutions with biases (conv_bias)")
         known = {"layer_types": None, "rms_norm_eps": config["norm_eps"], "intermediate_size": _width(config)}
         c = blocks.Config.read(config | known)
-        return cls(**vars(c), attending=_attending(config, c.layers), taps=blocks.size(config, "conv_L_cache"))
-
-    @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values; one more than none, for the cache's sake."""
-        return max(1, len(self.attending))
+        attending = {"attending": _attending(config, c.layers)}
+        return cls(**vars(c) | attending, taps=blocks.size(config, "conv_L_cache"))
 
     @property
     def remembered(self) -> int:
@@ -98,8 +93,7 @@ def _attending(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     kinds, listed = config.get("layer_types"), config.get("full_attn_idxs")
     if kinds is None and isinstance(listed, list):
         kinds = ["full_attention" if i in listed else "conv" for i in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not {*map(str, kinds)} <= {"conv", "full_attention"}:
-        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
+    kinds = blocks.layer_kinds(kinds, layers, ("conv", "full_attention"))
     return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
 
 
@@ -135,11 +129,7 @@ def convolve(c: Config, layer: Any, x: Any, state: Any, at: int) -> Any:
     return ops.mul(behind, h)
 
 
-def _feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    return blocks.feed_forward(c, layer, x)
-
-
-def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_forward) -> Any:
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = blocks.feed_forward) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind the rest."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
@@ -148,7 +138,7 @@ def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = _feed_f
         h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
         if i in c.attending:
             norms = layer.q_norm, layer.k_norm
-            h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, c.attending.index(i), norms)
+            h = blocks.attend(c, ops.linear(h, layer.qkv), angles, state, i, norms)
         else:
             h = convolve(c, layer, h, state, convolving * c.remembered)
             convolving += 1

@@ -13,9 +13,7 @@ from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
 
-__all__ = ["MOST_FLOATS", "Mixer", "names", "shapes"]
-
-MOST_FLOATS = 1 << 31  # of a session's memory: places in it are 32-bit numbers
+__all__ = ["Mixer", "names", "shapes"]
 
 
 @dataclass(frozen=True)

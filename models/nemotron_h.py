@@ -67,15 +67,8 @@ class Config(blocks.Config):
             raise UnsupportedModelError(f"lutra has no {c.activation!r} without a gate")
         least = config["time_step_min"] if config["time_step_min"] is not None else 0.0
         limits = {"time_step_limit": [least, float("inf")], "hidden_act": config.get("mamba_hidden_act", "silu")}
-        found = cls(**vars(c), kinds=kinds, mixer=Mixer.read(config | limits, KEYS, eps=c.eps))
-        if found.recurrent_floats >= mamba2_layer.MOST_FLOATS:
-            raise UnsupportedModelError(f"lutra has no memory of {found.recurrent_floats} floats")
-        return found
-
-    @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values; one more than none, for the cache's sake."""
-        return max(1, self.kinds.count("attends"))
+        attending = {"attending": tuple(i for i, kind in enumerate(kinds) if kind == "attends")}
+        return cls(**vars(c) | attending, kinds=kinds, mixer=Mixer.read(config | limits, KEYS, eps=c.eps))
 
     @property
     def recurrent_floats(self) -> int:
@@ -132,11 +125,12 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
     """Token ids [rows, 1] to logits [outputs, vocab]."""
     x = ops.embed(ids, w.embed)
     for i, (layer, kind) in enumerate(zip(w.layers, c.kinds, strict=True)):
-        h, before = ops.rms_norm(x, layer.attn_norm, eps=c.eps), c.kinds[:i].count(kind)
+        h = ops.rms_norm(x, layer.attn_norm, eps=c.eps)
         if kind == "remembers":
-            h = c.mixer(layer, ops.linear(h, layer.mixer_in), state, before * c.mixer.floats)
+            at = c.kinds[:i].count(kind) * c.mixer.floats
+            h = c.mixer(layer, ops.linear(h, layer.mixer_in), state, at)
         elif kind == "attends":
-            h = ops.linear(blocks.attend(c, ops.linear(h, layer.qkv), None, state, before), layer.o)
+            h = ops.linear(blocks.attend(c, ops.linear(h, layer.qkv), None, state, i), layer.o)
         else:
             h = blocks.ungated(c, layer, h)
         x = ops.add(x, h)

@@ -54,7 +54,6 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         angles = nearby if c.windows[i] else everywhere
         h = blocks.attend(c, ops.linear(x, layer.qkv), angles, state, i, (layer.q_norm, layer.k_norm))
         x = ops.add(x, ops.rms_norm(ops.linear(h, layer.o), layer.attn_out_norm, eps=c.eps))
-        h = blocks.gated(c, ops.linear(x, layer.gate_up))
-        x = ops.add(x, ops.rms_norm(ops.linear(h, layer.down), layer.mlp_out_norm, eps=c.eps))
+        x = ops.add(x, ops.rms_norm(blocks.feed_forward(c, layer, i, x), layer.mlp_out_norm, eps=c.eps))
     x = ops.rms_norm(ops.tail(x, state), w.norm, eps=c.eps)
     return ops.linear(x, w.head)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lutra.models import blocks, gpt_neox, llama, starcoder2
-from lutra.models.weights import Names
 from lutra.runtime.errors import UnsupportedModelError
 
 LAYER = "model.layers.{}"
-NAMES = {role: blocks.LLAMA_NAMES[role] for role in ("embed", "layers.{}.attn_norm", "layers.{}.qkv", "head")} | {
-    "layers.{}.o": (f"{LAYER}.self_attn.dense",),
-    "layers.{}.up": (f"{LAYER}.mlp.fc1",),
-    "layers.{}.down": (f"{LAYER}.mlp.fc2",),
-    "norm": ("model.final_layernorm",),
-}
+OF_LLAMA = ("embed", "layers.{}.attn_norm", "layers.{}.qkv", "head")
+NAMES = starcoder2.with_biases(
+    {role: blocks.LLAMA_NAMES[role] for role in OF_LLAMA}
+    | {
+        "layers.{}.o": (f"{LAYER}.self_attn.dense",),
+        "layers.{}.up": (f"{LAYER}.mlp.fc1",),
+        "layers.{}.down": (f"{LAYER}.mlp.fc2",),
+        "norm": ("model.final_layernorm",),
+    }
+)
 shapes = gpt_neox.shapes
 forward = gpt_neox.forward
 TINY = llama.TINY | {"model_type": "phi"}
@@ -35,8 +38,3 @@ class Config(gpt_neox.Config):
         if config.get("qk_layernorm"):
             raise UnsupportedModelError("lutra has no Phi with norms of queries and keys (qk_layernorm)")
         return cls.side_by_side(config, True, 1, False)
-
-
-def names(c: gpt_neox.Config) -> Names:
-    """Role -> tensors."""
-    return starcoder2.with_biases(NAMES)

@@ -80,7 +80,7 @@ def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     chosen = qwen3_moe.feed_forward(c, layer, i, x)
     if i not in c.mixtures:
         return chosen
-    shared = ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down)
+    shared = qwen3_moe.shared(c, layer, x)
     return ops.add(chosen, ops.scale_rows(shared, ops.sigmoid(ops.linear(x, layer.shared_gate))))
 
 

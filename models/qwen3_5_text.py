@@ -6,7 +6,6 @@ unit vectors. Those that attend are Qwen3's, with a gate on what they found, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +17,6 @@ from lutra.runtime import ops
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 from lutra.runtime.formats import to_float32
 
-MOST_FLOATS = 1 << 31  # of a session's memory: places in it are 32-bit numbers
 UNIT_EPS = 1e-6  # of the lengths of queries and keys
 QKVZ, GATES = "linear_qkvz_by_head", "linear_gates_by_head"  # keys of ours: whether heads of keys come one by one
 
@@ -60,7 +58,7 @@ TINY = {
 class Config(blocks.Config):
     """Qwen3's, and that of the layers which remember.
 
-    attending: the layers that attend; the others remember. taps: of the convolution. key_heads, value_heads: how many
+    Layers that do not attend remember. taps: of the convolution. key_heads, value_heads: how many
     of each share of q and k, and of v; key_dim, value_dim: their columns. tiled: heads of v that share q and k are
     key_heads apart, not neighbours. norm_offset: what is added to a norm's stored weight, as in Gemma 2. logarithms:
     whether A_log holds those of rates, not the rates below 0. order: where the columns of q | k | v | gate lie in the
@@ -91,7 +89,6 @@ class Config(blocks.Config):
         "norm_offset": 1,
     }
 
-    attending: tuple[int, ...]
     taps: int
     key_heads: int
     value_heads: int
@@ -118,9 +115,8 @@ class Config(blocks.Config):
         q, kv = c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim
         rows = np.arange(2 * q, dtype=np.int32).reshape(c.heads, 2, c.head_dim)
         shared = value_heads // key_heads
-        found = cls(
-            **vars(c),
-            attending=_attending(config, c.layers),
+        return cls(
+            **vars(c) | {"attending": _attending(config, c.layers)},
             taps=taps,
             key_heads=key_heads,
             value_heads=value_heads,
@@ -133,14 +129,6 @@ class Config(blocks.Config):
             qkvz_order=_apart(key_heads, key_dim, key_dim, *[shared * value_dim] * 2) if config[QKVZ] else None,
             gates_order=_apart(key_heads, shared, shared) if config[GATES] else None,
         )
-        if found.recurrent_floats >= MOST_FLOATS:
-            raise UnsupportedModelError(f"lutra has no memory of {found.recurrent_floats} floats")
-        return found
-
-    @property
-    def kv_layers(self) -> int:
-        """Layers that have keys and values; one more than none, for the cache's sake."""
-        return max(1, len(self.attending))
 
     @property
     def conv_columns(self) -> int:
@@ -177,10 +165,7 @@ def _attending(config: dict[str, Any], layers: int) -> tuple[int, ...]:
     if (kinds := config.get("layer_types")) is None:
         every = blocks.size(config, "full_attention_interval")
         return tuple(i for i in range(layers) if (i + 1) % every == 0)
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise CorruptModelError(f"config.json: layer_types is {kinds!r:.80}, which is no list of {layers} layers")
-    if unknown := [kind for kind in kinds if kind not in ("full_attention", "linear_attention")]:
-        raise UnsupportedModelError(f"lutra has no layers of type {unknown[0]!r:.40} in Qwen3.5")
+    kinds = blocks.layer_kinds(kinds, layers, ("full_attention", "linear_attention"))
     return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
 
 
@@ -218,12 +203,12 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, cached: int) -> Any:
-    """Attention whose result is gated. cached: which of the layers with keys and values it is."""
+def attend(c: Config, layer: Any, x: Any, angles: Any, state: Any, i: int) -> Any:
+    """The i-th layer's attention, whose result is gated."""
     q, kv = c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim
     qkv, gate = ops.split(ops.take_columns(ops.linear(x, layer.qkv), c.order), q + kv, q)
     norms = c.weight(layer.q_norm), c.weight(layer.k_norm)
-    h = blocks.attend(c, qkv, angles, state, cached, norms)
+    h = blocks.attend(c, qkv, angles, state, i, norms)
     return ops.linear(ops.mul(h, ops.sigmoid(gate)), layer.o)
 
 
@@ -248,22 +233,15 @@ def _ordered(x: Any, order: np.ndarray | None) -> Any:
     return x if order is None else ops.take_columns(x, order)
 
 
-def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
-    """What the i-th layer adds behind what it remembers or attends to."""
-    return blocks.feed_forward(c, layer, x)
-
-
-def forward(
-    c: Config, w: Any, ids: Any, state: Any, feed_forward: Callable[[Any, Any, int, Any], Any] = feed_forward
-) -> Any:
-    """Token ids [rows, 1] to logits [outputs, vocab]."""
+def forward(c: Config, w: Any, ids: Any, state: Any, feed_forward: Any = blocks.feed_forward) -> Any:
+    """Token ids [rows, 1] to logits [outputs, vocab]. feed_forward: what the i-th layer adds behind the rest."""
     angles = ops.rope_angles(ids, c.frequency, state, magnitude=c.magnitude)
     x = ops.embed(ids, w.embed)
     remembering = 0
     for i, layer in enumerate(w.layers):
         h = c.norm(x, layer.attn_norm)
         if i in c.attending:
-            h = attend(c, layer, h, angles, state, c.attending.index(i))
+            h = attend(c, layer, h, angles, state, i)
         else:
             h = remember(c, layer, h, state, remembering * sum(c.memory_parts))
             remembering += 1

@@ -166,9 +166,14 @@ def mixture(
     return ops.gather(h, place, share)
 
 
+def shared(c: Any, layer: Any, x: Any) -> Any:
+    """What an expert gives that all tokens share, beside those they choose."""
+    return ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down)
+
+
 def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     """What the i-th layer adds behind its attention."""
-    return mixture(c, layer, x) if i in c.mixtures else blocks.feed_forward(c, layer, x)
+    return mixture(c, layer, x) if i in c.mixtures else blocks.feed_forward(c, layer, i, x)
 
 
 def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:

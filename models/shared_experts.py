@@ -82,8 +82,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 def feed_forward(c: Config, layer: Any, i: int, x: Any) -> Any:
     """What the i-th layer adds behind its attention."""
     if i not in c.mixtures:
-        return blocks.feed_forward(c, layer, x)
+        return blocks.feed_forward(c, layer, i, x)
     y = ops.scale(qwen3_moe.mixture(c, layer, x), factor=c.share_scale)
     if not c.shared_intermediate:
         return y
-    return ops.add(y, ops.linear(blocks.gated(c, ops.linear(x, layer.shared_gate_up)), layer.shared_down))
+    return ops.add(y, qwen3_moe.shared(c, layer, x))

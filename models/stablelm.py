@@ -87,5 +87,5 @@ def forward(c: Config, w: Any, ids: Any, state: Any) -> Any:
         h = c.norm(x, layer.attn_norm)
         norms = (layer.q_norm, layer.k_norm) if c.head_norms else ()
         x = ops.add(x, attend(c, layer, h, angles, state, i, norms))
-        x = ops.add(x, blocks.feed_forward(c, layer, h if c.parallel else c.norm(x, layer.mlp_norm)))
+        x = ops.add(x, blocks.feed_forward(c, layer, i, h if c.parallel else c.norm(x, layer.mlp_norm)))
     return ops.linear(c.norm(ops.tail(x, state), w.norm), w.head)

@@ -35,7 +35,7 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
     path = Path(path)
     if not path.exists():
         raise ModelNotFoundError(
-            f"there is no model at {path}", "give a converted model, a Hugging Face directory or a llama2.c file"
+            f"there is no model at {path}", "give a converted model, a Hugging Face directory, a GGUF or llama2.c file"
         )
     return path
 
@@ -43,8 +43,8 @@ def resolve(path: str | os.PathLike[str] | None) -> Path:
 class LLM:
     """A model that completes text.
 
-    path: a directory that ``lutra convert`` wrote, a Hugging Face directory, a llama2.c file or its folder; None
-    is the built-in model. n_ctx: tokens that prompt and answer may have together; None is as many as the model
+    path: a directory that ``lutra convert`` wrote, a Hugging Face directory, a GGUF or a llama2.c file or its folder;
+    None is the built-in model. n_ctx: tokens that prompt and answer may have together; None is as many as the model
     knows and memory holds. n_threads: None is all CPUs that this process may use. seed: makes sampling repeat.
     kv_type: how keys and values are stored: "f16", or "f32", "q8", "q4" for twice, half, a quarter of the memory.
 

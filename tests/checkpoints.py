@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,53 +47,41 @@ SHAPE = dict(
 )
 
 
-def dense_llama(
+def dense(
     folder: Path,
+    name: str,
     dtype: torch.dtype = torch.float32,
     *,
+    without: Sequence[str] = (),
     shard_size: str = "1GB",
     seed: int = 0,
     **config: Any,
 ) -> PreTrainedModel:
-    """A plain Llama. Two key-value heads of four and an untied head unless ``config`` says more."""
-    model = randomized(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **config}), seed)
+    """A plain model of the architecture whose classes in transformers begin with ``name``, such as "Qwen3".
+
+    Two key-value heads of four and an untied head unless ``config`` says more. without: what of SHAPE it does not know.
+    """
+    settings = {key: value for key, value in SHAPE.items() if key not in without} | {"pad_token_id": None, **config}
+    made = getattr(transformers, f"{name}Config")(**settings)
+    model = randomized(getattr(transformers, f"{name}ForCausalLM"), made, seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     return reference(folder)
 
 
-def dense(
-    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
-) -> PreTrainedModel:
-    """A plain model of the architecture whose classes in transformers begin with ``name``, such as "Qwen3"."""
-    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
-    architecture, settings = classes
-    model = randomized(architecture, settings(**{"pad_token_id": None, **SHAPE, **config}), seed)
-    model.to(dtype).save_pretrained(folder)
-    return reference(folder)
+def dense_llama(folder: Path, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """A plain Llama."""
+    return dense(folder, "Llama", dtype, **config)
 
 
-def plain(
-    folder: Path, name: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any
-) -> PreTrainedModel:
-    """The same of one whose configuration has no heads of keys. Matrices are large enough for what lies between."""
-    shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
-    classes = (getattr(transformers, f"{name}{kind}") for kind in ("ForCausalLM", "Config"))
-    architecture, settings = classes
-    model = randomized(architecture, settings(**{"initializer_range": 0.1, **shape, **config}), seed)
-    model.to(dtype).save_pretrained(folder)
-    return reference(folder)
+def plain(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """One whose configuration has no heads of keys. Matrices are large enough for what lies between."""
+    return dense(folder, name, dtype, without=["num_key_value_heads"], initializer_range=0.1, **config)
 
 
-def opt(folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """An OPT, biases and norms random."""
-    shape = {k: v for k, v in SHAPE.items() if k not in ("intermediate_size", "num_key_value_heads")}
-    model = randomized(
-        transformers.OPTForCausalLM,
-        transformers.OPTConfig(**{"ffn_dim": 160, "init_std": 0.1, **shape, **config}),
-        seed,
-    )
-    model.to(dtype).save_pretrained(folder)
-    return reference(folder)
+def opt(folder: Path, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    """An OPT."""
+    without = ("intermediate_size", "num_key_value_heads")
+    return dense(folder, "OPT", dtype, without=without, ffn_dim=160, init_std=0.1, **config)
 
 
 def mixture(folder: Path, name: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
@@ -359,22 +347,6 @@ SHARED = dict(
     shared_expert_intermediate_size=40,
     eos_token_id=None,
 )
-LATENT = dict(
-    num_key_value_heads=4,
-    kv_lora_rank=40,
-    q_lora_rank=24,
-    qk_nope_head_dim=16,
-    qk_rope_head_dim=8,
-    v_head_dim=12,
-    n_routed_experts=7,
-    num_experts_per_tok=3,
-    n_shared_experts=2,
-    moe_intermediate_size=48,
-    first_k_dense_replace=1,
-    num_hidden_layers=3,
-    routed_scaling_factor=2.0,
-    initializer_range=0.1,
-)
 CHOSEN = dict(
     n_routed_experts=6,
     num_experts_per_tok=3,
@@ -384,6 +356,16 @@ CHOSEN = dict(
     num_hidden_layers=3,
     routed_scaling_factor=1.5,
     initializer_range=0.1,
+)
+LATENT = CHOSEN | dict(
+    num_key_value_heads=4,
+    kv_lora_rank=40,
+    q_lora_rank=24,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    n_routed_experts=7,
+    routed_scaling_factor=2.0,
 )
 LFM2_MOE = dict(
     num_experts=6,

@@ -60,77 +60,53 @@ SIZES = {
 }
 # STQ1_0's published codebook: by sign and slot four codes of two bits, from the lowest on.
 SHERRY = bytes.fromhex("a9892909a68626069a921a126a624a42012181a1042484a41018909840486068")
-ARCHS = {
-    "gemma": (transformers.GemmaConfig, transformers.GemmaForCausalLM, gguf.MODEL_ARCH.GEMMA),
-    "glm4": (transformers.Glm4Config, transformers.Glm4ForCausalLM, gguf.MODEL_ARCH.GLM4),
-    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, gguf.MODEL_ARCH.LLAMA),
-    "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM, gguf.MODEL_ARCH.GEMMA2),
-    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gguf.MODEL_ARCH.GEMMA3),
-    "gemma4_text": (transformers.Gemma4TextConfig, transformers.Gemma4ForCausalLM, gguf.MODEL_ARCH.GEMMA4),
-    "cohere": (transformers.CohereConfig, transformers.CohereForCausalLM, gguf.MODEL_ARCH.COMMAND_R),
-    "cohere2": (transformers.Cohere2Config, transformers.Cohere2ForCausalLM, gguf.MODEL_ARCH.COHERE2),
-    "exaone4": (transformers.Exaone4Config, transformers.Exaone4ForCausalLM, gguf.MODEL_ARCH.EXAONE4),
-    "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM, gguf.MODEL_ARCH.GPT_OSS),
-    "granite": (transformers.GraniteConfig, transformers.GraniteForCausalLM, gguf.MODEL_ARCH.GRANITE),
-    "granitemoehybrid": (
-        transformers.GraniteMoeHybridConfig,
-        transformers.GraniteMoeHybridForCausalLM,
-        gguf.MODEL_ARCH.GRANITE_HYBRID,
-    ),
-    "falcon_h1": (transformers.FalconH1Config, transformers.FalconH1ForCausalLM, gguf.MODEL_ARCH.FALCON_H1),
-    "nemotron_h": (transformers.NemotronHConfig, transformers.NemotronHForCausalLM, gguf.MODEL_ARCH.NEMOTRON_H),
-    "hunyuan_v1_dense": (
-        transformers.HunYuanDenseV1Config,
-        transformers.HunYuanDenseV1ForCausalLM,
-        gguf.MODEL_ARCH.HUNYUAN_DENSE,
-    ),
-    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, gguf.MODEL_ARCH.OLMO2),
-    "olmo3": (transformers.Olmo3Config, transformers.Olmo3ForCausalLM, gguf.MODEL_ARCH.OLMO2),
-    "seed_oss": (transformers.SeedOssConfig, transformers.SeedOssForCausalLM, gguf.MODEL_ARCH.SEED_OSS),
-    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, gguf.MODEL_ARCH.SMOLLM3),
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, gguf.MODEL_ARCH.LLAMA),
-    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM, gguf.MODEL_ARCH.MISTRAL3),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, gguf.MODEL_ARCH.QWEN2),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, gguf.MODEL_ARCH.QWEN3),
-    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, gguf.MODEL_ARCH.QWEN3MOE),
-    "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, gguf.MODEL_ARCH.QWEN2MOE),
-    "qwen3_5_moe_text": (
-        transformers.Qwen3_5MoeTextConfig,
-        transformers.Qwen3_5MoeForCausalLM,
-        gguf.MODEL_ARCH.QWEN35MOE,
-    ),
-    "qwen3_next": (transformers.Qwen3NextConfig, transformers.Qwen3NextForCausalLM, gguf.MODEL_ARCH.QWEN3NEXT),
-    "arcee": (transformers.ArceeConfig, transformers.ArceeForCausalLM, gguf.MODEL_ARCH.ARCEE),
-    "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
-    "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM, gguf.MODEL_ARCH.DEEPSEEK2),
-    "glm4_moe": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM, gguf.MODEL_ARCH.GLM4_MOE),
-    "glm4_moe_lite": (
-        transformers.Glm4MoeLiteConfig,
-        transformers.Glm4MoeLiteForCausalLM,
-        gguf.MODEL_ARCH.DEEPSEEK2,
-    ),
-    "ernie4_5_moe": (
-        transformers.Ernie4_5_MoeConfig,
-        transformers.Ernie4_5_MoeForCausalLM,
-        gguf.MODEL_ARCH.ERNIE4_5_MOE,
-    ),
-    "hunyuan_v1_moe": (
-        transformers.HunYuanMoEV1Config,
-        transformers.HunYuanMoEV1ForCausalLM,
-        gguf.MODEL_ARCH.HUNYUAN_MOE,
-    ),
-    "lfm2_moe": (transformers.Lfm2MoeConfig, transformers.Lfm2MoeForCausalLM, gguf.MODEL_ARCH.LFM2MOE),
-    "dots1": (transformers.Dots1Config, transformers.Dots1ForCausalLM, gguf.MODEL_ARCH.DOTS1),
-    "ernie4_5": (transformers.Ernie4_5Config, transformers.Ernie4_5ForCausalLM, gguf.MODEL_ARCH.ERNIE4_5),
-    "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, gguf.MODEL_ARCH.GRANITE_MOE),
-    "lfm2": (transformers.Lfm2Config, transformers.Lfm2ForCausalLM, gguf.MODEL_ARCH.LFM2),
-    "nemotron": (transformers.NemotronConfig, transformers.NemotronForCausalLM, gguf.MODEL_ARCH.NEMOTRON),
-    "stablelm": (transformers.StableLmConfig, transformers.StableLmForCausalLM, gguf.MODEL_ARCH.STABLELM),
-    "starcoder2": (transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM, gguf.MODEL_ARCH.STARCODER2),
-    "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, gguf.MODEL_ARCH.OLMOE),
-    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM, gguf.MODEL_ARCH.PHI3),
-    "qwen3_5_text": (transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM, gguf.MODEL_ARCH.QWEN35),
-    "bitnet": (transformers.BitNetConfig, transformers.BitNetForCausalLM, gguf.MODEL_ARCH.BITNET),
+ARCHS = {  # of transformers -> of gguf-py
+    "gemma": gguf.MODEL_ARCH.GEMMA,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gemma4_text": gguf.MODEL_ARCH.GEMMA4,
+    "cohere": gguf.MODEL_ARCH.COMMAND_R,
+    "cohere2": gguf.MODEL_ARCH.COHERE2,
+    "exaone4": gguf.MODEL_ARCH.EXAONE4,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "granitemoehybrid": gguf.MODEL_ARCH.GRANITE_HYBRID,
+    "falcon_h1": gguf.MODEL_ARCH.FALCON_H1,
+    "nemotron_h": gguf.MODEL_ARCH.NEMOTRON_H,
+    "hunyuan_v1_dense": gguf.MODEL_ARCH.HUNYUAN_DENSE,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "olmo3": gguf.MODEL_ARCH.OLMO2,
+    "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "ministral3": gguf.MODEL_ARCH.MISTRAL3,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_5_moe_text": gguf.MODEL_ARCH.QWEN35MOE,
+    "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
+    "arcee": gguf.MODEL_ARCH.ARCEE,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
+    "glm4_moe_lite": gguf.MODEL_ARCH.DEEPSEEK2,
+    "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
+    "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
+    "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
+    "dots1": gguf.MODEL_ARCH.DOTS1,
+    "ernie4_5": gguf.MODEL_ARCH.ERNIE4_5,
+    "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
+    "lfm2": gguf.MODEL_ARCH.LFM2,
+    "nemotron": gguf.MODEL_ARCH.NEMOTRON,
+    "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "starcoder2": gguf.MODEL_ARCH.STARCODER2,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "qwen3_5_text": gguf.MODEL_ARCH.QWEN35,
+    "bitnet": gguf.MODEL_ARCH.BITNET,
 }
 # Files of theirs have RoPE's pairs side by side.
 NEIGHBOURS = ("arcee", "granite", "granitehybrid", "granitemoe", "internlm2", "llama", "minicpm", "mistral3", "smollm3")
@@ -210,8 +186,8 @@ class Rotation:
 
 def model(arch: str, seed: int = 0, **config: Any) -> Model:
     """A random model of transformers."""
-    made, architecture, _ = ARCHS[arch]
-    model = randomized(architecture, made(**{**SHAPE, "pad_token_id": None, **config}), seed)
+    settings = transformers.AutoConfig.for_model(arch, **{**SHAPE, "pad_token_id": None, **config})
+    model = randomized(transformers.AutoModelForCausalLM.from_config, settings, seed)
     if arch in (*REMEMBERING, *MAMBA):
         remembering(model)
     if arch == "gemma4_text":
@@ -238,7 +214,7 @@ def write(
     what is up in one tensor, and what Qwen3-Next has joined apart.
     """
     config = model.config
-    known = ARCHS[config.model_type][2]
+    known = ARCHS[config.model_type]
     name = arch or gguf.MODEL_ARCH_NAMES[known]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
     _metadata(writer, config, newer=newer)

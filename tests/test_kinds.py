@@ -580,6 +580,30 @@ def test_float8_without_scales(tmp_path, low_bit):
     assert agrees(tmp_path, low_bit.quantized(tmp_path, cast), "dense", most=1e-4) == {"f8"}
 
 
+@pytest.mark.parametrize(
+    ("how", "part", "code"),
+    [("blocks", "q", 0x7F), ("rows", "q", 0xFF), ("one scale", "o", 0x7F), ("wide blocks", "o", 0xFF)],
+)
+def test_float8_that_is_no_number_is_refused(how, part, code, tmp_path, low_bit):
+    """q is joined with others, o used where it lies."""
+    options, said, _ = FP8[how]
+    options = options | {"dtype": low_bit.torch.float32}
+    low_bit.quantized(tmp_path, low_bit.float8(**options), {"quantization_config": said})
+    name = f"model.layers.1.self_attn.{part}_proj.weight"
+    damaged(tmp_path, lambda arrays: arrays[name].__setitem__((-1, -1), code))
+    with pytest.raises(CorruptModelError, match=f"{name}' has values that are not finite"):
+        Model.load(tmp_path)
+
+
+def test_float8_without_a_scale_that_is_no_number_is_refused(tmp_path, low_bit):
+    low_bit.quantized(
+        tmp_path, lambda w, _: (w, {"weight": low_bit.torch.from_numpy(w).to(low_bit.torch.float8_e4m3fn)})
+    )
+    damaged(tmp_path, put("weight", (0, 0), 0x7F))
+    with pytest.raises(CorruptModelError, match="not finite"):
+        Model.load(tmp_path)
+
+
 @pytest.mark.parametrize(("how", "format"), [(dict(), "q8z"), (dict(sym=False, group=32), "q8g32z")])
 def test_int8(how, format, tmp_path, low_bit):
     groups = {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"group_size": how.get("group")}}}

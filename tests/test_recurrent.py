@@ -6,7 +6,7 @@ import tiny
 
 from lutra.models import falcon_h1, granitemoehybrid, lfm2, nemotron_h, qwen3_5_text
 from lutra.runtime.cache import MOMENTS, Memory, memory_bytes
-from lutra.runtime.errors import CancelledError, CorruptModelError
+from lutra.runtime.errors import CancelledError, CorruptModelError, UnsupportedModelError
 from lutra.runtime.generate import generate
 from lutra.runtime.sampler import SamplingParams
 from lutra.runtime.session import LAST_ROWS
@@ -55,6 +55,13 @@ def test_memory_is_of_the_same_size_for_all_contexts(model):
     layer = {qwen3_5_text: 3 * (2 * 2 * 18 + 4 * 24) + 4 * 18 * 32, lfm2: 2 * 64}.get(model.arch, mamba)
     assert floats == 2 * layer
     assert len(model.config.kv_shapes) == (2 if model.arch is falcon_h1 else 1)  # of others' layers, one attends
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=ARCHS.values())
+def test_memories_whose_places_have_more_than_32_bits_are_refused(arch):
+    taps = {"linear_conv_kernel_dim", "conv_L_cache", "mamba_d_conv", "conv_kernel"} & set(arch.Config.DEFAULTS)
+    with pytest.raises(UnsupportedModelError, match="no memory of"):
+        arch.Config.read(arch.TINY | dict.fromkeys(taps, 1 << 30))
 
 
 @pytest.mark.parametrize(

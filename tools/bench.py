@@ -11,14 +11,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,19 @@ from lutra.runtime.model import Model, architecture
 from lutra.runtime.session import Session
 from lutra.tools import machine
 
-__all__ = ["FORMATS", "SHAPES", "Entry", "Row", "Test", "bench", "read_bandwidth", "render", "synthetic"]
+__all__ = [
+    "FORMATS",
+    "SHAPES",
+    "Entry",
+    "Row",
+    "Test",
+    "bench",
+    "read_bandwidth",
+    "render",
+    "synthetic",
+    "table",
+    "token_bytes",
+]
 
 _LLAMA3_VOCAB, _LLAMA2_VOCAB, _FALCON3_VOCAB = 128256, 32000, 131072
 SHAPES: dict[str, dict[str, Any]] = {
@@ -433,7 +443,7 @@ class _Bed:
         rss = max(0, machine.peak_memory() - self.memory.nbytes)
         return Row(
             build_commit=_version(),
-            cpu_info=_cpu_info(),
+            cpu_info=machine.cpu_name(),
             backends="CPU",
             model_filename=self.entry.filename,
             model_type=self.entry.name,
@@ -474,6 +484,11 @@ def _deviation(x: Sequence[float]) -> float:
     return statistics.stdev(x) if len(x) > 1 else 0.0
 
 
+def token_bytes(m: Model) -> int:
+    """Bytes of the weights that generating a token reads: of an embedding apart from the output, only a row."""
+    return m.nbytes - (0 if m.config.tied else m.by_layer.embed.nbytes)
+
+
 def _macs(weight: Packed) -> int:
     """Multiply-adds that it takes a token to pass the matrix, or the factors that it is stored as."""
     if weight.chains:
@@ -488,8 +503,7 @@ class _Profile:
         layers = [w for role, w in m.weights.items() if isinstance(w, Packed) and role.startswith("layers.")]
         self.layer_bytes = sum(w.nbytes for w in layers)
         self.layer_macs = sum(map(_macs, layers))
-        looked_up = 0 if m.config.tied else m.by_layer.embed.nbytes  # a token reads one row of it
-        self.token_bytes = m.nbytes - looked_up
+        self.token_bytes = token_bytes(m)
         plan = m.plan.native
         last = len(plan.op_names) - 1  # the head
         firsts = [ops[0] for ops in plan.stages if plan.op_names[ops[0]].startswith("linear_") and last not in ops]
@@ -515,14 +529,6 @@ class _Profile:
 
 def _tokens(m: Model, n: int) -> list[int]:
     return np.random.default_rng(n).integers(0, m.n_vocab, n).tolist()
-
-
-def _cpu_info() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _version() -> str:
@@ -556,9 +562,7 @@ _LEFT = 3  # columns that begin at their left
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row.model_type,
     "size": lambda row: _bytes(row.model_size),
-    "params": lambda row: (
-        f"{row.model_n_params / 1e6:.2f} M" if row.model_n_params < 1e9 else f"{row.model_n_params / 1e9:.2f} B"
-    ),
+    "params": lambda row: _count(row.model_n_params),
     "backend": lambda row: row.backends,
     "threads": lambda row: str(row.n_threads),
     "test": lambda row: row.test,
@@ -586,12 +590,17 @@ def _share(value: float, limit: float, digits: int) -> str:
 def _markdown(rows: Sequence[Row]) -> str:
     columns = [[name, *map(cell, rows)] for name, cell in _COLUMNS.items()]
     columns = [column for column in columns if any(cell != _EMPTY for cell in column[1:])]
-    widths = [max(map(len, column)) for column in columns]
+    head, *lines = zip(*columns, strict=True)
+    return table(head, lines, _LEFT)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table in markdown. left: columns that begin at their left; others end at their right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
 
     def line_of(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i < _LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        padded = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
         return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * w if i < _LEFT else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    head, *table = zip(*columns, strict=True)
-    return "\n".join([line_of(head), line_of(rule), *map(line_of, table)])
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line_of(head), line_of(rule), *map(line_of, lines)])

@@ -34,7 +34,7 @@ from typing import Any, Protocol
 
 from lutra.runtime import formats, memory
 from lutra.runtime.errors import LutraError
-from lutra.tools import bench, peer_child, peer_gguf
+from lutra.tools import bench, machine, peer_child, peer_gguf
 
 __all__ = ["Contender", "Program", "Ratio", "Row", "installed", "main", "measure", "ratios", "render"]
 
@@ -319,12 +319,12 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
 def render(groups: Sequence[Sequence[Row]]) -> str:
     """Two markdown tables: the rates, and the ratios of lutra to each peer. A group: rows of one measurement."""
     rates = [_rate_cells(row) for rows in groups for row in rows]
-    tables = [_table(RATE_HEAD, rates, left=3)]
+    tables = [bench.table(RATE_HEAD, rates, left=3)]
     found = [_ratio_cells(rows) for rows in groups]
     for peers in dict.fromkeys(peers for peers, _ in found if peers):
         lines = [line for same, cells in found if same == peers for line in cells]
         head = ["lutra", "model", "threads", "test", *(f"/ {peer}" for peer in peers)]
-        tables.append(_table(head, lines, left=2))
+        tables.append(bench.table(head, lines, left=2))
     return "\n\n".join(tables)
 
 
@@ -359,17 +359,6 @@ def _ratio_cells(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]
         line = lines.setdefault(r.name, [r.name, r.model, str(r.n_threads), r.test])
         line.append(f"{r.ratio:.2f} ({r.low:.2f}..{r.high:.2f})")
     return tuple(dict.fromkeys(r.peer for r in found)), list(lines.values())
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-
-    def line_of(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line_of(head), line_of(rule), *map(line_of, lines)])
 
 
 def record(groups: Sequence[Sequence[Row]], conditions: dict[str, Any]) -> dict[str, Any]:
@@ -449,7 +438,7 @@ def _run(args: argparse.Namespace) -> None:
         for shape in shapes:
             groups += _measured(args, shape, peers, work, reader, tests)
     conditions = {
-        "cpu": bench._cpu_info(),
+        "cpu": machine.cpu_name(),
         "cpus": os.cpu_count(),
         "llama_cpp": there,
         "rounds": args.rounds,

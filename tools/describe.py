@@ -268,7 +268,7 @@ def _warnings(
     if tokenizer and not tokenizer.eos_ids:
         yield "nothing says which token ends an answer: it goes on until the context is full"
     if tokenizer and not tokenizer.chat_template:
-        yield "there is no chat template: lutra run continues text, lutra chat does not work"
+        yield "there is no chat template: lutra run continues text, lutra chat writes lines of User: and Assistant:"
     if needed and needed.n_ctx > config.n_ctx:
         yield f"the model knows contexts of {config.n_ctx} tokens at most"
     if needed and needed.available is not None and needed.total > needed.available:

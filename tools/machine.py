@@ -1,9 +1,9 @@
-"""What this machine can do, measured by ops that do nothing else, and what memory this process has taken."""
+"""What this machine is and can do, measured by ops that do nothing else, and what memory this process has taken."""
 
 from __future__ import annotations
 
 import platform
-import resource
+import sys
 import time
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import numpy as np
 from lutra import native
 from lutra.runtime.ops import PEAK_BYTES, PEAK_STEPS
 
-__all__ = ["Arithmetic", "forget_peak_memory", "peak_memory"]
+__all__ = ["Arithmetic", "cpu_name", "forget_peak_memory", "peak_memory"]
 
 PEAK_SECONDS = 0.05  # of multiplying, per measurement
 _PARTS = 8  # per thread
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CPUS, _STATUS, _CLEAR_REFS = Path("/proc/cpuinfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Arithmetic:
@@ -51,6 +51,16 @@ class Arithmetic:
         return float(self._outs[0].sum()) / seconds / 1e9
 
 
+def cpu_name() -> str:
+    """The processor's name, or that of a board that has one."""
+    try:
+        fields = [line.partition(":") for line in _CPUS.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        fields = []
+    names = {name.strip(): value.strip() for name, _, value in fields}
+    return names.get("model name") or names.get("Model") or platform.processor() or platform.machine()
+
+
 def forget_peak_memory() -> None:
     """Let peak_memory() begin anew, where the system can: on Linux."""
     try:
@@ -60,10 +70,14 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that were resident at once, since forget_peak_memory() or the process began."""
+    """The most bytes that were resident at once, since forget_peak_memory() or the process began; 0: unknown."""
     try:
         lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration, ValueError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most * (1 if platform.system() == "Darwin" else 1024)
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

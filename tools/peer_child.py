@@ -92,12 +92,11 @@ class Lutra:
         base.close()
         self.n_ctx, self.n_vocab = n_ctx, base.n_vocab
         self.sessions: dict[int, Any] = {}
-        looked_up = 0 if base.config.tied else base.by_layer.embed.nbytes  # a token reads one row of it
         kernels = {kernel for kernel in self._session(1).model.plan.native.kernels if kernel.startswith("linear_")}
         self.about = {
             "kernel": " ".join(sorted(kernels)),
             "nbytes": base.nbytes,
-            "token_bytes": base.nbytes - looked_up,
+            "token_bytes": bench.token_bytes(base),
         }
 
     def _session(self, threads: int) -> Any:

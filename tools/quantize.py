@@ -30,7 +30,7 @@ from lutra.models.loaders.tensor import dtype_name
 from lutra.models.weights import Planned
 from lutra.runtime import formats, threads
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
-from lutra.runtime.formats import Codebook, Coded, Matrix, Packed, Planes, Unread, experts, to_float32
+from lutra.runtime.formats import Codebook, Coded, Matrix, Packed, Planes, Unread, experts, is_finite, to_float32
 from lutra.runtime.threads import ahead, in_pieces
 from lutra.tools.calibrate import calibrate
 from lutra.tools.quantizers import method_for
@@ -240,7 +240,7 @@ def _together(each: Sequence[tuple[Packed, Loss]]) -> tuple[Packed, Loss]:
 def _are_finite(values: np.ndarray) -> bool:
     found: list[bool] = []
     rows = max(1, AT_ONCE // values.shape[1])
-    in_pieces(lambda some: found.append(bool(np.isfinite(values[some]).all())), len(values), rows)
+    in_pieces(lambda some: found.append(is_finite(values[some])), len(values), rows)
     return all(found)
 
 

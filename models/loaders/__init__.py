@@ -12,12 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 from lutra.models.loaders import packed
-from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
+from lutra.models.loaders.checkpoint import Checkpoint, modules_with
 from lutra.models.loaders.refusals import refuse
-from lutra.models.loaders.tensor import BF16, dtype_name, to_float32
 from lutra.runtime.errors import ModelNotFoundError, UnsupportedModelError
 
-__all__ = ["BF16", "Checkpoint", "Entry", "dtype_name", "open_checkpoint", "to_float32"]
+__all__ = ["Checkpoint", "open_checkpoint"]
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

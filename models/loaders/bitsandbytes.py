@@ -16,8 +16,8 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import Grid, array_of, part, stems_of, take_parts
-from lutra.models.loaders.tensor import BF16
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
+from lutra.runtime.formats import BF16, is_finite
 
 __all__ = ["decode"]
 
@@ -104,7 +104,7 @@ def _state(parts: dict[str, Entry], stem: str) -> dict[str, Any]:
 
 def _numbers(parts: dict[str, Entry], stem: str, name: str, count: int) -> np.ndarray:
     found = array_of(part(parts, stem, name, ("F32",), rank=1))
-    if len(found) != count or not np.isfinite(found).all():
+    if len(found) != count or not is_finite(found):
         raise CorruptModelError(f"{stem!r:.80}.{name} is no array of {count} finite numbers")
     return found
 

@@ -13,7 +13,7 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.models.loaders.latent import look_at
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Factored, to_float32
+from lutra.runtime.formats import Coded, Factored, is_finite, to_float32
 
 __all__ = ["decode", "has_zeros", "signs"]
 
@@ -40,7 +40,7 @@ def _entry(source: Source, stem: str) -> Entry:
 
     def read() -> Factored:
         columns, offsets = to_float32(scale.read())[0], to_float32(offset.read())
-        if not np.isfinite(columns).all() or not np.isfinite(offsets).all():
+        if not is_finite(columns) or not is_finite(offsets):
             raise CorruptModelError(f"{stem!r:.80} has scales or offsets that are not finite numbers")
         rows = weight.shape[0]
         binary = Coded(signs(stem, weight), np.ones((rows, 1), np.float32))

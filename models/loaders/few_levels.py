@@ -16,7 +16,7 @@ from lutra.models.loaders.checkpoint import Entry, Mapped, Source
 from lutra.models.loaders.grids import FLOATS, KEPT, array_of
 from lutra.models.loaders.latent import blocks, look_at
 from lutra.native import BINARY, MORE
-from lutra.runtime.formats import Coded
+from lutra.runtime.formats import Coded, is_finite
 
 __all__ = ["find_few_levels"]
 
@@ -80,7 +80,7 @@ def _is_kept(scale: np.ndarray) -> bool:
     with np.errstate(over="ignore"):
         twice = 2 * scale if scale.shape[1] == 1 else (2 * scale).astype(np.float16).astype(np.float32)
         least = scale if scale.shape[1] == 1 else scale.astype(np.float16).astype(np.float32)
-    return bool(np.isfinite(twice).all()) and np.array_equal(least, scale)
+    return is_finite(twice) and np.array_equal(least, scale)
 
 
 def _entry(entry: Entry, group: int, level: int) -> Entry:

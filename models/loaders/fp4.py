@@ -18,7 +18,7 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.fp8 import FLOAT8
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import E4M3, Codebook, Matrix, nvfp4, to_float32
+from lutra.runtime.formats import E4M3, Codebook, Matrix, is_finite, nvfp4, to_float32
 
 __all__ = ["modelopt_blocks", "mx_blocks", "nv_blocks"]
 
@@ -61,11 +61,11 @@ def _nv(source: Source, stem: str, codes: str, factor: str, unit_of: Callable[[n
     def read(begin: int = 0, end: int = rows) -> Matrix:
         with np.errstate(divide="ignore", over="ignore"):
             unit = unit_of(to_float32(array_of(whole)).reshape(1, 1))
-        scales = array_of(scale)[begin:end]
-        if not np.isfinite(unit).all() or (scales & 127 == 127).any():
+        scales = array_of(scale)[begin:end].view(E4M3)
+        if not is_finite(unit) or not is_finite(scales):
             raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
         units, group = np.repeat(unit, len(scales), axis=0), nvfp4.ACT_GROUP
-        return Codebook(_codes(packed, group, begin, end), values, scales.view(E4M3), group, unit=units)
+        return Codebook(_codes(packed, group, begin, end), values, scales, group, unit=units)
 
     return Entry("nvfp4", (rows, cols), read, lambda: read)
 

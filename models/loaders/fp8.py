@@ -12,9 +12,8 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, array_of, part, take_parts
-from lutra.models.loaders.tensor import BF16
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import E4M3, Scaled, to_float32
+from lutra.runtime.formats import BF16, E4M3, Scaled, is_finite, to_float32
 
 __all__ = ["FLOAT8", "decode", "drop_scales_of_activations", "scaled", "unscaled"]
 
@@ -64,19 +63,19 @@ def scaled(source: Source, stem: str, block: object) -> Entry:
     weight = part(parts, stem, "weight", (FLOAT8,))
     stored = next((parts[name] for name in SCALES if name in parts), None)
     if stored is None:
-        return unscaled(weight)
+        return unscaled(f"{stem}.weight", weight)
     if stored.dtype not in FLOATS or len(stored.shape) > 2:
         raise CorruptModelError(f"{stem!r:.80}: the scale is {stored.dtype} {stored.shape}, not numbers by blocks")
     scale = to_float32(array_of(stored))
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
-    if not np.isfinite(scale).all():
+    if not is_finite(scale):
         raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
     rows, cols = _shared(stem, weight.shape, scale.shape, block)
 
     kept = 0 if scale.shape[1] == 1 else GROUP if not cols % GROUP else cols
 
     def read(begin: int = 0, end: int = weight.shape[0]) -> Scaled:
-        values = array_of(weight)[begin:end].view(E4M3)
+        values = _floats(f"{stem}.weight", weight, begin, end)
         own = np.arange(begin, end) // rows
         groups = np.arange(0, weight.shape[1], kept or weight.shape[1]) // cols
         return Scaled(values, scale[own][:, groups], kept)
@@ -104,7 +103,15 @@ def _shared(stem: str, shape: tuple[int, ...], scales: tuple[int, ...], block: o
     return shared
 
 
-def unscaled(entry: Entry) -> Entry:
+def _floats(name: str, entry: Entry, begin: int = 0, end: int | None = None) -> np.ndarray:
+    """What the file holds, some rows of it. CorruptModelError where there is a NaN: the kernels know none."""
+    values = array_of(entry)[begin:end].view(E4M3)
+    if not is_finite(values):
+        raise CorruptModelError(f"{name!r:.80} has values that are not finite numbers", "Download the model again.")
+    return values
+
+
+def unscaled(name: str, entry: Entry) -> Entry:
     """A matrix of float8 without a scale, and any other tensor of it as float16, which holds all its values.
 
     Entries of other types as they are.
@@ -115,7 +122,8 @@ def unscaled(entry: Entry) -> Entry:
         rows = entry.shape[0]
 
         def read(begin: int = 0, end: int = rows) -> Scaled:
-            return Scaled(array_of(entry)[begin:end].view(E4M3), np.ones((min(end, rows) - begin, 1), np.float32))
+            values = _floats(name, entry, begin, end)
+            return Scaled(values, np.ones((len(values), 1), np.float32))
 
         return Entry("f8", entry.shape, read, lambda: read)
-    return Entry("F16", entry.shape, lambda: to_float32(array_of(entry).view(E4M3)).astype(np.float16))
+    return Entry("F16", entry.shape, lambda: to_float32(_floats(name, entry)).astype(np.float16))

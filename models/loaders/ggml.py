@@ -17,8 +17,7 @@ import numpy as np
 from lutra import native
 from lutra.models.loaders import mxfp4
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import E4M3, Codebook, Coded, Matrix, Nested, iq4, nvfp4, to_float32
-from lutra.runtime.formats._blocks import is_finite
+from lutra.runtime.formats import E4M3, Codebook, Coded, Matrix, Nested, iq4, is_finite, nvfp4, to_float32
 
 __all__ = ["FLOATS", "SHARED", "TYPES", "UNREADABLE", "Blocks", "Type", "i2_s"]
 
@@ -301,7 +300,7 @@ def i2_s(data: np.ndarray, shape: tuple[int, int]) -> Coded:
     lanes = _codes(data[:-32].reshape(-1, 1, 32), (0, 32, 2, 32))
     codes = np.asarray(lanes).reshape(-1, 4, 32)[:, ::-1].reshape(shape)
     scale = data[-32:-28].copy().view("<f4")
-    if codes.max() > 2 or not np.isfinite(scale).all():
+    if codes.max() > 2 or not is_finite(scale):
         raise CorruptModelError("a tensor of type I2_S holds what is no ternary weight", "Download the file again.")
     return Coded(_signed(codes, 1), np.broadcast_to(scale[:, None], (shape[0], 1)))
 

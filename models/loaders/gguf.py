@@ -22,9 +22,9 @@ import numpy as np
 from lutra.models.loaders import ggml, gguf_names, gguf_tokenizer, prism
 from lutra.models.loaders.checkpoint import Checkpoint, Entry
 from lutra.models.loaders.mapped import MappedFile, first_bytes
-from lutra.models.loaders.tensor import BF16, DTYPES
+from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Matrix, to_float32
+from lutra.runtime.formats import BF16, Coded, Matrix, to_float32
 
 __all__ = ["GGUFFile", "claims", "read"]
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.runtime.errors import CorruptModelError
-from lutra.runtime.formats import Coded, Factored, Matrix, to_float32
-from lutra.runtime.formats._blocks import is_finite
+from lutra.runtime.formats import Coded, Factored, Matrix, is_finite, to_float32
 
 __all__ = [
     "FLOATS",

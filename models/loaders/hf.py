@@ -40,7 +40,7 @@ def read(path: Path) -> Checkpoint:
     split_experts(source)
     source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
     _decode(source, files)
-    source.entries = {name: unscaled(entry) for name, entry in source.entries.items()}
+    source.entries = {name: unscaled(name, entry) for name, entry in source.entries.items()}
     source.config = normalized(source.config, source.entries)
     _untie(source)
     metadata = {key: value for file in files for key, value in file.metadata.items()}

@@ -16,7 +16,7 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Factored, to_float32
+from lutra.runtime.formats import Coded, Factored, is_finite, to_float32
 
 __all__ = ["decode"]
 
@@ -96,6 +96,6 @@ class _Product:
     def chain(self) -> tuple[tuple[np.ndarray | None, Coded], ...]:
         """The links: V sees x * v2 and its rows are scaled by u2 * v1, U's by u1."""
         u1, u2, v1, v2 = (to_float32(self.scales[name].read())[0] for name in SCALES)
-        if not all(np.isfinite(scale).all() for scale in (u1, u2 * v1, v2)):
+        if not all(map(is_finite, (u1, u2 * v1, v2))):
             raise CorruptModelError(f"{self.stem!r:.80} has scales that are not finite numbers")
         return (v2, Coded(self.right(), (u2 * v1)[:, None])), (None, Coded(self.left(), u1[:, None]))

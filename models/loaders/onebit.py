@@ -11,7 +11,7 @@ import numpy as np
 from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, array_of, part, stems_of, take_parts
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, Factored, to_float32
+from lutra.runtime.formats import Coded, Factored, is_finite, to_float32
 
 __all__ = ["decode"]
 
@@ -42,7 +42,7 @@ def _entry(source: Source, stem: str) -> Entry:
 
     def read() -> Factored:
         columns, scale = to_float32(inputs.read()), to_float32(outputs.read())
-        if not np.isfinite(columns).all() or not np.isfinite(scale).all():
+        if not is_finite(columns) or not is_finite(scale):
             raise CorruptModelError(f"{stem!r:.80} has scales that are not finite numbers")
         minus = np.unpackbits(array_of(weight).view(np.uint8), axis=1, bitorder="little").view(np.int8)
         return Factored((((columns, Coded(np.int8(1) - np.int8(2) * minus, scale[:, None])),),))

@@ -18,7 +18,7 @@ from lutra.models.loaders.fbi import has_zeros, signs
 from lutra.models.loaders.grids import FLOATS, part, stems_of, take_parts
 from lutra.models.loaders.latent import look_at
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Coded, to_float32
+from lutra.runtime.formats import Coded, is_finite, to_float32
 
 __all__ = ["decode"]
 
@@ -50,7 +50,7 @@ def _entry(source: Source, stem: str, bits: int) -> Entry:
 
     def read() -> Coded:
         alpha = np.maximum(to_float32(clip.read()), LEAST)
-        if not np.isfinite(alpha).all():
+        if not is_finite(alpha):
             raise CorruptModelError(f"{stem!r:.80} has clip values that are not finite numbers")
         if bits == 1:
             return Coded(signs(stem, weight), alpha)

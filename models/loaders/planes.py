@@ -19,7 +19,7 @@ from lutra.models.loaders.checkpoint import Entry, Source
 from lutra.models.loaders.grids import FLOATS, WORDS, array_of, is_half, kept_of, part, take_parts
 from lutra.models.loaders.words import unpack_words
 from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
-from lutra.runtime.formats import Planes, to_float32
+from lutra.runtime.formats import Planes, is_finite, to_float32
 
 __all__ = ["decode"]
 
@@ -62,7 +62,7 @@ class _Summed:
             raise UnsupportedModelError(f"{self.stem!r:.80} is a sum of {self.planes} planes; lutra runs {MAX_PLANES}")
         kept = kept_of(group)
         grids = [self.scale()] + ([self.offset()] if self.offset else [])
-        if not all(np.isfinite(grid).all() for grid in grids):
+        if not all(map(is_finite, grids)):
             raise CorruptModelError(f"{self.stem!r:.80} has scales or offsets that are not finite numbers")
         if not (kept and all(map(is_half, grids))):
             return Entry("F32", self.shape, lambda: to_float32(self._matrix(group, group)))

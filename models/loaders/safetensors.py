@@ -22,8 +22,9 @@ import numpy as np
 
 from lutra.models.loaders.checkpoint import Entry
 from lutra.models.loaders.mapped import MappedFile
-from lutra.models.loaders.tensor import BF16, DTYPES
+from lutra.models.loaders.tensor import DTYPES
 from lutra.runtime.errors import CorruptModelError, LutraError, UnsupportedModelError
+from lutra.runtime.formats import BF16
 
 __all__ = ["ALIGN", "Data", "SafetensorsFile", "write_safetensors"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutra.runtime.formats import BF16, to_float32
+from lutra.runtime.formats import BF16
 
-__all__ = ["BF16", "DTYPES", "dtype_name", "to_float32"]
+__all__ = ["DTYPES", "dtype_name"]
 
 # Every file we read is little endian. numpy has no bfloat16: its arrays are bits, marked BF16.
 DTYPES = {

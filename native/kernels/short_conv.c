@@ -1,5 +1,6 @@
 /* short_conv(y, x, weight[, bias]; at, taps, silu): a causal convolution of every column on its own, over a row and the
- * taps - 1 before it, and its bias; its silu, if `silu`. Rows before the step's are in the session's memory: float [taps - 1][columns], from `at` on.
+ * taps - 1 before it, and its bias; its silu, if `silu`. Rows before the step's are in the session's memory: float
+ * [taps - 1][columns], from `at` on.
  *
  * A part is a range of columns, in all rows: the same order of sums however tokens come. */
 #include "f32x16.h"

@@ -49,6 +49,7 @@ __all__ = [
     "Stacked",
     "Unread",
     "codec",
+    "is_finite",
     "names",
     "pack",
     "ternary",
@@ -402,6 +403,18 @@ def to_float32(x: Matrix) -> np.ndarray:
     if isinstance(x, E4M3):
         return _E4M3[x.view(np.ndarray)]
     return np.asarray(x, dtype=np.float32)
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Whether all are finite numbers; of float16 and E4M3 by their bits, many times as fast as numpy's test.
+
+    Signed, the largest positive one is the most; unsigned, the largest negative one.
+    """
+    if isinstance(x, E4M3):
+        return bool(x.view(np.int8).max(initial=0) < 0x7F and x.view(np.ndarray).max(initial=0) < 0xFF)
+    if x.dtype == np.float16:
+        return bool(x.view(np.int16).max(initial=0) < 0x7C00 and x.view(np.uint16).max(initial=0) < 0xFC00)
+    return bool(np.isfinite(x).all())
 
 
 def _product(links: Any) -> np.ndarray:

@@ -44,7 +44,7 @@ class Values:
         return Uniform("q", len(self.values).bit_length() - 1)
 
     @property
-    def KERNEL(self) -> str:  # noqa: N802: as every format has it
+    def KERNEL(self) -> str:  # as every format has it
         """c3 or c4"""
         return f"c{self._codes.bits}"
 

@@ -32,7 +32,7 @@ class NestedGrids:
     offsets: bool
 
     @property
-    def KERNEL(self) -> str:  # noqa: N802: as every format has it
+    def KERNEL(self) -> str:  # as every format has it
         """q4m32: 4 bits, offsets, groups of 32; q6s16: 6 bits, scales only, groups of 16"""
         return f"q{self.bits}{'m' if self.offsets else 's'}{self.ACT_GROUP}"
 

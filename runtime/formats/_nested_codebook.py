@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lutra.runtime.formats import E4M3, Codebook, Matrix, to_float32
+from lutra.runtime.formats import E4M3, Codebook, Matrix, is_finite, to_float32
 from lutra.runtime.formats._blocks import ROWS, Layout, Parts, by_row, empty, fill_by_rows, fill_grid
 from lutra.runtime.formats._uniform import Uniform
 
@@ -30,7 +30,7 @@ class NestedValues:
     floats: bool
 
     @property
-    def KERNEL(self) -> str:  # noqa: N802: as every format has it
+    def KERNEL(self) -> str:  # as every format has it
         """c4i32: scales are integers, groups have 32 columns; c4f16: floats, 16"""
         return f"c4{'f' if self.floats else 'i'}{self.ACT_GROUP}"
 
@@ -72,11 +72,10 @@ class NestedValues:
         if not isinstance(matrix, Codebook) or not self.accepts(matrix):
             raise ValueError("not the codebook that this format stores")
         assert matrix.unit is not None
-        scale = matrix.scale.view(np.ndarray)
-        if self.floats and (scale & 127 == 127).any():
-            raise ValueError("scales that are no numbers")
+        if not is_finite(matrix.scale):
+            raise ValueError("scales that are not finite numbers")
         self._codes.pack_codes(matrix.codes, parts["data"])
-        fill_grid(parts["scale"], scale)
+        fill_grid(parts["scale"], matrix.scale.view(np.ndarray))
         fill_grid(parts["unit"], to_float32(matrix.unit))
 
     def unpack(self, rows: int, cols: int, parts: dict[str, np.ndarray]) -> Codebook:
