@@ -580,11 +580,11 @@ def variants(format: str) -> list[str]:
     return [format] if format not in FAMILIES else [format + suffix for suffix in suffixes]
 
 
-FAMILIES = {base: module.variant for base, module in formats._modules().items() if hasattr(module, "variant")}
+FAMILIES = {base: module.variant for base, module in formats.modules().items() if hasattr(module, "variant")}
 NAMED: dict[str, list[str]] = {}  # formats by the name of their kernels
 
 
-for base in formats._modules():
+for base in formats.modules():
     for name in variants(base):
         if formats.codec(name).KERNEL:  # else made of other formats
             NAMED.setdefault(formats.codec(name).KERNEL, []).append(name)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from lutra.models import weights
-from lutra.models.loaders import Checkpoint, open_checkpoint
+from lutra.models.loaders import Checkpoint, open_checkpoint, packed
 from lutra.models.loaders.safetensors import write_safetensors
 from lutra.models.loaders.tensor import DTYPES as TENSOR_TYPES
 from lutra.models.weights import Planned, Weight
@@ -363,23 +363,15 @@ def _refuse_existing(dst: Path, force: bool) -> None:
         return
     if not force:
         raise LutraError(f"{dst} exists already", "choose another name, or --force to replace it")
-    if dst.is_symlink() or not _is_ours(dst):
+    if dst.is_symlink() or not packed.claims(dst):
         raise LutraError(f"{dst} was not written by lutra, so --force does not replace it", "remove it yourself")
-
-
-def _is_ours(dst: Path) -> bool:
-    try:
-        config: Any = json.loads((dst / "config.json").read_bytes())
-        return "lutra" in config
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _move(temporary: Path, dst: Path, force: bool) -> None:
     """Give the finished folder its name; an older one goes away only then."""
     old = temporary.with_suffix(".old")
     try:
-        if force and _is_ours(dst):
+        if force and packed.claims(dst):
             os.rename(dst, old)
         os.rename(temporary, dst)
     except OSError as error:

@@ -8,8 +8,10 @@ found by their functions: a new file here is a new loader.
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
+from lutra.models.loaders import packed
 from lutra.models.loaders.checkpoint import Checkpoint, Entry, modules_with
 from lutra.models.loaders.refusals import refuse
 from lutra.models.loaders.tensor import BF16, dtype_name, to_float32
@@ -30,7 +32,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelNotFoundError(f"there is no model at {path}")
     if not path.is_dir() and not path.is_file():  # a pipe would be waited for
         raise UnsupportedModelError(f"{path} is neither a directory nor a file on a disk", "lutra maps its models.")
-    for container in modules_with("claims"):
+    for container in chain([packed], modules_with("claims")):  # ours first: for it the others are not even imported
         if container.claims(path):
             checkpoint: Checkpoint = container.read(path)
             return checkpoint

@@ -1,8 +1,7 @@
-"""Hugging Face model directories: config.json, and weights in one or many files of safetensors or PyTorch."""
+"""Hugging Face model directories: weights of any encoding, and a configuration in any version's layout."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +13,16 @@ from lutra.models.loaders.checkpoint import Checkpoint, Entry, Source, modules_w
 from lutra.models.loaders.expert_stacks import split_experts
 from lutra.models.loaders.few_levels import find_few_levels
 from lutra.models.loaders.fp8 import unscaled
-from lutra.models.loaders.refusals import refuse, refuse_encoding
-from lutra.models.loaders.safetensors import SafetensorsFile
+from lutra.models.loaders.hf_files import CONFIG, INDEX, WEIGHTS, WeightFile, open_weights, read_json
+from lutra.models.loaders.refusals import refuse_encoding
 from lutra.models.loaders.tensor import DTYPES
 from lutra.models.loaders.text_part import take_text
-from lutra.models.loaders.torch_zip import TorchFile
-from lutra.runtime.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
+from lutra.runtime.errors import CorruptModelError, UnsupportedModelError
 
 __all__ = ["claims", "read"]
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-WeightFile = SafetensorsFile | TorchFile
-CONTAINERS: dict[str, type[WeightFile]] = {
-    WEIGHTS: SafetensorsFile,
-    "pytorch_model.bin": TorchFile,
-}  # by a single file's name; the first is taken
 HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's
 MAX_FLOAT = 1e30  # JSON's integers can be larger than any float
-UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 
 
 def claims(path: Path) -> bool:
@@ -41,20 +32,17 @@ def claims(path: Path) -> bool:
 
 def read(path: Path) -> Checkpoint:
     """Open the directory. Raises as ``open_checkpoint`` does."""
-    config = _read_json(path / CONFIG)
-    files, entries = _open_weights(path)
+    config = read_json(path / CONFIG)
+    files, entries = open_weights(path)
     source = Source(path, config, entries)
-    if "lutra" in config:
-        source.kind = "lutra"
-    else:
-        take_text(source)
-        source.entries = _renamed(source)
-        split_experts(source)
-        source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
-        _decode(source, files)
-        source.entries = {name: unscaled(entry) for name, entry in source.entries.items()}
-        source.config = normalized(source.config, source.entries)
-        _untie(source)
+    take_text(source)
+    source.entries = _renamed(source)
+    split_experts(source)
+    source.entries = {name: _shaped(name, entry) for name, entry in source.entries.items()}
+    _decode(source, files)
+    source.entries = {name: unscaled(entry) for name, entry in source.entries.items()}
+    source.config = normalized(source.config, source.entries)
+    _untie(source)
     metadata = {key: value for file in files for key, value in file.metadata.items()}
     return Checkpoint(path, source.kind, source.config, source.entries, files, metadata, notes=source.notes)
 
@@ -111,103 +99,6 @@ def _shaped(name: str, entry: Entry) -> Entry:
     else:
         return entry
     return replace(entry, shape=shape, read=lambda: entry.read().reshape(shape))  # type: ignore[union-attr]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{path.parent} has no {path.name}", _hint(path.parent)) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{path} is not sound JSON: {error}", _hint(path.parent)) from error
-    if not isinstance(value, dict):
-        raise CorruptModelError(f"{path} is not a JSON object")
-    return value
-
-
-def _open_weights(path: Path) -> tuple[tuple[WeightFile, ...], dict[str, Entry]]:
-    """The weight files and all their tensors; like transformers, prefers a single file."""
-    for name in CONTAINERS:
-        if (path / name).exists():
-            file = _open_file(path / name)
-            return (file,), file.entries
-        if (path / f"{name}.index.json").exists():
-            return _open_sharded(path, path / f"{name}.index.json")
-    refuse(path)
-    if others := sorted(file.name for file in path.glob("*.safetensors")):
-        raise UnsupportedModelError(
-            f"{path} has no {WEIGHTS} and no {INDEX}, and lutra does not know what {others[0]!r:.80} holds",
-            "Download the whole model again, as transformers names its files.",
-        )
-    raise ModelNotFoundError(f"{path} has no weights ({WEIGHTS})", _hint(path))
-
-
-def _open_sharded(path: Path, index: Path) -> tuple[tuple[WeightFile, ...], dict[str, Entry]]:
-    weight_map = _weight_map(index)
-    shards = _open_shards(path, sorted(set(weight_map.values())))
-    entries = {}
-    for name, shard in weight_map.items():
-        if name not in shards[shard].entries:
-            raise CorruptModelError(f"{path / shard} lacks {name!r:.80}, which the index promises")
-        entries[name] = shards[shard].entries[name]
-    return tuple(shards.values()), entries
-
-
-def _open_shards(path: Path, names: list[str]) -> dict[str, WeightFile]:
-    missing = [name for name in names if not (path / name).exists()]
-    if missing:
-        raise CorruptModelError(
-            f"{path} lacks {len(missing)} of its {len(names)} weight files: {missing[0]}",
-            _hint(path),
-        )
-    return {name: _open_file(path / name) for name in names}
-
-
-def _open_file(path: Path) -> WeightFile:
-    container = next(made for name, made in CONTAINERS.items() if path.suffix == Path(name).suffix)
-    try:
-        return container(path)
-    except CorruptModelError as error:
-        if unfinished := _unfinished(path.parent):
-            error.hint = _resume(unfinished)
-        raise
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard's file name. A shard may not lie outside the directory."""
-    table = _read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise CorruptModelError(f"{index} has no weight_map")
-    ending = Path(index.name.removesuffix(".index.json")).suffix
-    for shard in table.values():
-        if not isinstance(shard, str) or not shard.endswith(ending) or _has_folder(shard):
-            raise CorruptModelError(f"{index} names {shard!r:.80} as a weight file")
-    return table
-
-
-def _has_folder(name: str) -> bool:
-    return any(mark in name for mark in "/\\:\0")
-
-
-def _hint(path: Path) -> str:
-    unfinished = _unfinished(path)
-    return _resume(unfinished) if unfinished else "Download the model again."
-
-
-def _resume(unfinished: Path) -> str:
-    return f"A download did not finish ({unfinished.name}): start it again to complete it."
-
-
-def _unfinished(path: Path) -> Path | None:
-    """A file that a downloader left: here, or in either place of the Hugging Face cache."""
-    places = [path, path / ".cache" / "huggingface" / "download"]
-    if path.parent.name == "snapshots":
-        places.append(path.parent.parent / "blobs")
-    for place in places:
-        for pattern in UNFINISHED:
-            if found := next(place.glob(pattern), None):
-                return found
-    return None
 
 
 def normalized(config: dict[str, Any], entries: dict[str, Entry]) -> dict[str, Any]:

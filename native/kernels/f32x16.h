@@ -35,7 +35,7 @@ static inline f32x16 vrint(f32x16 a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline f32x16 vexp2i(f32x16 n) { /* 2^n, n a whole number in -126..127 */
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    return _mm512_scalef_ps(_mm512_set1_ps(1), n);
 }
 static inline f32x16 vload_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));

@@ -486,17 +486,20 @@ class Packed:
 
 def names() -> list[str]:
     """Every format, and of each family of them a typical one."""
-    found = (getattr(module, "TYPICAL", base) for base, module in _modules().items())
+    found = (getattr(module, "TYPICAL", base) for base, module in modules().items())
     return [name for name in found if name]
 
 
 @cache
 def codec(name: str) -> Any:
     """The format of that name; CorruptModelError for a name that is none."""
-    for base, module in _modules().items():
+    for base in _bases():
+        if not name.startswith(base):  # and is not even imported
+            continue
+        module = _module(base)
         if name == base and not hasattr(module, "variant"):
             return module
-        if name.startswith(base) and hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
+        if hasattr(module, "variant") and (made := module.variant(name[len(base) :])):
             return made
     raise CorruptModelError(f"unknown weight format {name!r:.80}", f"lutra knows {', '.join(names())} and the like")
 
@@ -506,9 +509,17 @@ def ternary() -> str:
     return "t5" if {"avxvnni", "avx512vnni", "dotprod"} & set(native.cpu_features()) else "t2"
 
 
-def _modules() -> dict[str, ModuleType]:
-    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return {name: import_module(f"{__name__}.{name}") for name in sorted(found)}
+def modules() -> dict[str, ModuleType]:
+    """Every file here that is a format, or a family of such, by its name."""
+    return {base: _module(base) for base in _bases()}
+
+
+def _bases() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+
+
+def _module(base: str) -> ModuleType:
+    return import_module(f"{__name__}.{base}")
 
 
 def pack(matrix: Matrix, format: str) -> Packed:

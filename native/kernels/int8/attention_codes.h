@@ -1,8 +1,8 @@
 /* attention of integer caches, multiplied as integers.
  *
  * A query becomes whole numbers of up to KEY_MOST, with a scale for each group of columns; so do the weights of a tile,
- * times the scales of a group's values, of up to 2^13. Numbers beyond 127 are two digits in base 128: hi * 128 + lo, both
- * in -64..64. Digits are rows of int8 codes that meet the cache's bytes as they lie there; their sums are exact.
+ * times the scales of a group's values, of up to 2^13. Numbers beyond 127 are two digits in base 128: hi * 128 + lo, as
+ * isplit() makes them. Digits are rows of int8 codes that meet the cache's bytes as they lie there; their sums are exact.
  *
  * A query of a 4-bit cache has 8 bits, as its own rounding is nothing beside the keys'. Weights have more: beside a
  * large one, many small ones would each be rounded to nothing. */
@@ -99,9 +99,13 @@ LT_INLINE void add_step(products *s, const u8x64 w[TILE_BLOCKS], const int8_t *f
     if (safe < INT32_MAX && (n + 1) % safe == 0) put_by(s, queries * digits, 0);
 }
 
-/* score[j][lane] = q_j . k, for the blocks of a tile. Asks for their values. */
+/* Memory is asked for evenly, or requests would wait for each other: of a tile's values the first SOON of four lines while
+ * its keys are met, the others while digits are made, and the next keys while values are. */
+enum { SOON = 3 };
+
+/* score[j][lane] = q_j . k, for the blocks of a tile. Asks for values, the first of them at `ahead`. */
 LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, const kv_head *cache,
-                            const int64_t at[TILE_BLOCKS], int32_t columns, int queries) {
+                            const int64_t at[TILE_BLOCKS], int32_t columns, const uint8_t *ahead, int queries) {
     const int32_t groups = kv_groups(columns), rows = KEY_DIGITS * queries;
     const int8_t *digits = q->digits[0][j];
     const int64_t values = cache->values.codes - cache->keys.codes;
@@ -121,8 +125,10 @@ LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, c
             u8x64 codes[TILE_BLOCKS], w[TILE_BLOCKS];
             for (int b = 0; b < TILE_BLOCKS; b++) {
                 codes[b] = u8load(k[b]);
-                __builtin_prefetch(k[b] + values);
                 k[b] += VECTOR;
+                if ((i * TILE_BLOCKS + b) % 4 >= SOON) continue;
+                __builtin_prefetch(ahead);
+                ahead += VECTOR;
             }
             for (int h = 0; h < KV_HALVES; h++) {
                 for (int b = 0; b < TILE_BLOCKS; b++) w[b] = kv_half(codes[b], h);
@@ -147,14 +153,16 @@ LT_INLINE void score_blocks(float (*score)[TILE], const queries *q, int32_t j, c
 
 static void score_tile(const batch *s, scores score, const kv_head *cache, int64_t at, int32_t columns) {
     const int32_t blocks = lt_ceil_div(s->seen[s->count - 1], LANES);
+    const int64_t row_bytes = kv_row_bytes(columns);
     for (int32_t block = 0; block < blocks; block += TILE_BLOCKS) {
+        const uint8_t *ahead = cache->values.codes + (at + block * LANES * SOON / 4) * row_bytes;
         int64_t position[TILE_BLOCKS];
         for (int32_t b = 0; b < TILE_BLOCKS; b++) /* the last block fills the tile */
             position[b] = at + (int64_t)lt_min(block + b, blocks - 1) * LANES;
         for (int32_t j = 0, m; j < s->count; j += m) {
             float(*to)[TILE] = (float(*)[TILE])(score[j] + block * LANES);
             m = abreast(s->count - j);
-#define SCORE(queries) score_blocks(to, s->q, j, cache, position, columns, queries)
+#define SCORE(queries) score_blocks(to, s->q, j, cache, position, columns, ahead, queries)
             AT_A_TIME(m, SCORE)
         }
     }
@@ -183,6 +191,8 @@ typedef struct {
     float unit[QUERIES];
 } blend;
 
+enum { LATER = KV_GROUP / KV_HALVES * (4 - SOON) / STEP / FEW }; /* lines asked for with 16 weights of a query */
+
 /* A query's weights, `by` times as large, times the scales of some groups side by side, as digits. Asks for memory
  * meanwhile. */
 LT_INLINE void take_digits(blend *to, int32_t j, const float *weight, float by, f32x16 (*scale)[TILE / 16], int groups,
@@ -196,7 +206,7 @@ LT_INLINE void take_digits(blend *to, int32_t j, const float *weight, float by, 
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             const f32x16 w = vmul(vload(weight + (t + i) * 16), vset1(by));
-            for (int n = 0; n < 2; n++) __builtin_prefetch(ahead + ((t + i) * 2 + n) * VECTOR);
+            for (int n = 0; n < LATER; n++) __builtin_prefetch(ahead + ((t + i) * LATER + n) * VECTOR);
             for (int g = 0; g < groups; g++) {
                 whole[g][i] = vto_i32(vmul(w, scale[g][t + i]));
                 sum[g] = iadd(sum[g], whole[g][i]);
@@ -260,6 +270,7 @@ static void blend_tile(const batch *s, const slab *of, scores weight, const floa
     const int64_t row_bytes = kv_row_bytes(of->columns);
     const int32_t groups = of->vectors / 2, stride = kv_groups(of->columns) * LANES;
     const uint16_t *scales = kv_scales(values, at, of->first, of->columns);
+    const uint8_t *rest = values->codes + (at + TILE * SOON / 4) * row_bytes;
     const uint8_t *ahead = of->cache->keys.codes + (at + TILE) * row_bytes;
     const int64_t scales_ahead = of->cache->keys.scales - values->scales + TILE / LANES * stride;
     for (int32_t j = begin; j < s->count; j++) {
@@ -268,11 +279,11 @@ static void blend_tile(const batch *s, const slab *of, scores weight, const floa
                 most[g] = take_scales(scale[g], scales + g * LANES, stride, s->seen[j], scales_ahead);
         /* Next to the largest weight of all, which is 1, a tile of those below 1e-30 is nothing. */
         const float unit = s->top[j] / WHOLE_MOST, by = s->top[j] > 1e-30f ? 1 / unit : 0;
-        const uint8_t *some = ahead + lt_min(j, FEW) * (TILE / 8) * VECTOR;
         for (int32_t g = 0, m; g < groups; g += m) {
             m = groups - g >= 4 ? 4 : 1;
-            if (m == 4) take_digits4(with + g, j, weight[j], by, scale + g, some);
-            else take_digits(with + g, j, weight[j], by, scale + g, 1, some);
+            const uint8_t *later = rest + (g / 4 * FEW + lt_min(j, FEW - 1)) * (TILE / 16 * LATER * VECTOR);
+            if (m == 4) take_digits4(with + g, j, weight[j], by, scale + g, later);
+            else take_digits(with + g, j, weight[j], by, scale + g, 1, later);
         }
         for (int32_t g = 0; g < groups; g++) with[g].unit[j] = unit * most[g];
     }

@@ -10,7 +10,8 @@
  *     narrow  sums that dot4 adds to; add what they hold to an i32x16 before SAFE_STEPS(largest product) steps are over
  *
  * istore_i8(p, x): 64 whole numbers in -128..127, as bytes in their order. isplit(hi, lo, x): 64 of up to 2^13, as two
- * digits in base 128, -64..64. isums(p, x): four sums, of sixteen numbers each.
+ * digits in base 128, -64..64, or lo in 0..127 where no product can overflow. isums(p, x): four sums, of sixteen numbers
+ * each.
  *
  * u8lookup(table, i): the bytes that indices 0..15 name.
  *
@@ -131,8 +132,8 @@ LT_INLINE void isplit(int8_t *hi, int8_t *lo, const i32x16 x[4]) {
     __m512i high[2], low[2];
     for (int i = 0; i < 2; i++) {
         const __m512i words = _mm512_packs_epi32(x[2 * i], x[2 * i + 1]);
-        high[i] = _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(64)), 7);
-        low[i] = _mm512_sub_epi16(words, _mm512_slli_epi16(high[i], 7));
+        high[i] = _mm512_srai_epi16(words, 7);
+        low[i] = _mm512_and_si512(words, _mm512_set1_epi16(127));
     }
     _mm512_storeu_si512(hi, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high[0], high[1])));
     _mm512_storeu_si512(lo, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low[0], low[1])));
