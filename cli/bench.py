@@ -56,22 +56,24 @@ def _seconds(text: str) -> float:
 def _formats(text: str) -> list[str]:
     from lutra.runtime import formats
 
-    for name in text.split(","):
+    names = text.lower().split(",")  # as papers write them, too: LittleBit-0.1
+    for name in names:
         try:
             formats.codec(name)
         except LutraError as error:
             raise argparse.ArgumentTypeError(f"{error}; {error.hint}") from None
-    return text.split(",")
+    return names
 
 
 def _heads(text: str) -> list[str]:
     from lutra import native
     from lutra.runtime import formats
 
-    for name in _formats(text):
+    names = _formats(text)
+    for name in names:
         if f"embed_{formats.codec(name).KERNEL}_scalar" not in native.kernels():
             raise argparse.ArgumentTypeError(f"{name} cannot store an embedding")
-    return text.split(",")
+    return names
 
 
 def _shape(text: str) -> str:

@@ -71,7 +71,7 @@ def test_rows(capsys):
 
 def test_combinations(capsys):
     """Depths go round the prompts, generations and both together, as llama-bench's do."""
-    found = rows(capsys, "-p 4 -n 2 -pg 6,3 -pg 70,1 -d 0,9 -r 1 -t 1 --format t5,q4g32 --head q8,q4")
+    found = rows(capsys, "-p 4 -n 2 -pg 6,3 -pg 70,1 -d 0,9 -r 1 -t 1 --format T5,q4g32 --head q8,Q4")
     tests = ["pp4", "tg2", "pp6+tg3", "pp70+tg1"]
     names = ["tiny t5", "tiny t5 + q4", "tiny q4g32", "tiny q4g32 + q4"]
     assert [(r["model_type"], r["test"]) for r in found] == [
