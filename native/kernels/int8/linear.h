@@ -27,6 +27,8 @@
  *     HALF_TILES              of f: whether tiles of half the tokens are better, so that results, too, stay in registers
  *     group, planes           of f: chunks that share an activation scale; planes. Or GROUP, PLANES: the same for all
  *     chunks_dot(f, p, data, x, chunks, ahead, dots)   the sums of a plane's chunks with each of x's tokens
+ *     pair_dot(f, p, data, apart, x, chunks, ahead, dots)   if PAIRS, the same of two blocks, for one token: where a group
+ *                             has few products at a time, they would wait for each other
  *     group_at(f, block, g, p, chunks)   where a plane of a group of so many chunks lies
  *     grid, grid_at(f, block, g, p), add_group(y, sums, grid, act_scale, act_sum) */
 #pragma once
@@ -37,6 +39,9 @@
 #endif
 #ifndef PLANES
 #define PLANES f->planes
+#endif
+#ifndef PAIRS
+#define PAIRS 0
 #endif
 #ifndef HALF_TILES
 #define HALF_TILES 0
@@ -89,6 +94,22 @@ LT_INLINE void blocks_times(const lt_op *op, const lt_step *step, const format *
         const int32_t chunks = group == 1 ? 1 : lt_min(group, f->chunks - c);
         const int64_t left = (f->chunks - c) * (int64_t)BYTES; /* behind them come the next blocks, not the neighbour */
         const int64_t ahead = left > PREFETCH ? PREFETCH : PREFETCH + (blocks - 1) * f->chunks * (int64_t)BYTES;
+#if PAIRS
+        if (tokens == 1 && blocks == 2) {
+            for (int32_t p = 0; p < PLANES; p++) {
+                const uint8_t *data = group_at(f, first, g, p, chunks);
+                const int64_t apart = group_at(f, first + 1, g, p, chunks) - data;
+                i32x16 sums[2];
+                pair_dot(f, p, data, apart, few_from(x, c * COLUMNS), chunks, ahead, sums);
+                for (int b = 0; b < 2; b++) {
+                    const grid w = grid_at(f, first + b, g, p);
+                    const float scale = act_of(op, act_scale, 2, 0, g), sum = act_of(op, act_sum, 3, 0, g);
+                    y[b][0] = add_group(y[b][0], sums[b], w, scale, sum);
+                }
+            }
+            continue;
+        }
+#endif
         for (int32_t b = 0; b < blocks; b++)
             for (int32_t p = 0; p < PLANES; p++) {
                 const uint8_t *data = group_at(f, first + b, g, p, chunks);

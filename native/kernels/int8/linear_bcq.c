@@ -37,26 +37,34 @@ static inline const uint8_t *group_at(const format *f, int32_t block, int32_t gr
 typedef struct {
     f32x16 scale, offset;
     float zero;
+    int has_offset;
 } grid;
 
 static inline grid grid_at(const format *f, int32_t block, int32_t group, int32_t plane) {
     const int64_t at = (int64_t)block * f->groups + group;
     const uint16_t *scale = f->scale + (at * f->planes + plane) * 16;
     __builtin_prefetch(scale + SCALES_AHEAD / 2);
-    return (grid){vload_f16(scale),
-                  f->offset && plane == 0 ? vload_f16(f->offset + at * 16) : vset1(0), f->zero};
+    const int has_offset = f->offset && plane == 0;
+    return (grid){vload_f16(scale), has_offset ? vload_f16(f->offset + at * 16) : vset1(0), f->zero, has_offset};
 }
 
 LT_INLINE f32x16 add_group(f32x16 y, i32x16 sums, grid w, float act_scale, float act_sum) {
     const f32x16 dot = vsub(vfrom_i32(sums), vset1(w.zero * act_sum));
-    y = vfma(vset1(act_scale * act_sum), w.offset, y);
+    if (w.has_offset) y = vfma(vset1(act_scale * act_sum), w.offset, y);
     return vfma(vmul(vset1(act_scale), w.scale), dot, y);
 }
 
 LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
                           i32x16 dots[]) {
     (void)f, (void)p;
-    plane_dot(data, BYTES, x, chunks, ahead, 1, STEPS, dots);
+    plane_dot(data, BYTES, 0, 1, x, chunks, ahead, 1, STEPS, dots);
+}
+
+#define PAIRS (STREAMS == 2)
+LT_INLINE void pair_dot(const format *f, int32_t p, const uint8_t *data, int64_t apart, few x, int32_t chunks,
+                        int64_t ahead, i32x16 dots[]) {
+    (void)f, (void)p;
+    plane_dot(data, BYTES, apart, 2, x, chunks, ahead, 1, STEPS, dots);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {

@@ -11,53 +11,59 @@ LT_INLINE i32x16 join_fields(const i32x16 sums[], int fields, int width) {
     return dot;
 }
 
-/* One plane of one block, over chunks `stride` bytes apart, times a few tokens: a sum for each. */
-LT_INLINE void plane_dot(const uint8_t *data, int64_t stride, few x, int32_t chunks, int64_t ahead, int width, int steps,
-                         i32x16 dots[]) {
+/* One plane of some blocks, `apart`, over chunks `stride` bytes apart, times a few tokens: a sum for each, block by
+ * block. */
+LT_INLINE void plane_dot(const uint8_t *data, int64_t stride, int64_t apart, int blocks, few x, int32_t chunks,
+                         int64_t ahead, int width, int steps, i32x16 dots[]) {
     const int fields = 8 / width, negative = NEGATIVE_BITS && width == 1, in_place = IN_PLACE && !negative;
     const int sums = !in_place ? 1 : width == 1 ? 4 : fields; /* the upper four bits come down: fewer sums to join */
     const int32_t safe = SAFE_STEPS(127 * ((1 << width) - 1)) / steps;
     i32x16 total[AT_ONCE][8];
 #pragma GCC unroll 4
-    for (int t = 0; t < x.n; t++)
+    for (int s = 0; s < blocks * x.n; s++)
 #pragma GCC unroll 8
-        for (int i = 0; i < sums; i++) total[t][i] = izero();
+        for (int i = 0; i < sums; i++) total[s][i] = izero();
     for (int32_t c = 0; c < chunks;) {
         const int32_t stop = SAFE_STEPS(127) == INT32_MAX ? chunks : lt_min(c + safe, chunks);
         narrow part[AT_ONCE][8];
 #pragma GCC unroll 4
-        for (int t = 0; t < x.n; t++)
+        for (int s = 0; s < blocks * x.n; s++)
 #pragma GCC unroll 8
-            for (int i = 0; i < sums; i++) part[t][i] = nzero();
+            for (int i = 0; i < sums; i++) part[s][i] = nzero();
         for (; c < stop; c++) {
             i8run run[AT_ONCE];
 #pragma GCC unroll 4
             for (int t = 0; t < x.n; t++) run[t] = few_load(few_from(x, c * steps * 4), t, steps);
 #pragma GCC unroll 8
             for (int v = 0; v < width * steps / 8; v++) {
-                const uint8_t *at = data + c * stride + v * 64;
-                const u8x64 bytes = u8load(at);
-                const u8x64 upper = width == 1 ? u8down4(bytes) : bytes;
-                __builtin_prefetch(at + ahead);
+#pragma GCC unroll 2
+                for (int b = 0; b < blocks; b++) {
+                    const uint8_t *at = data + b * apart + c * stride + v * 64;
+                    const u8x64 bytes = u8load(at);
+                    const u8x64 upper = width == 1 ? u8down4(bytes) : bytes;
+                    __builtin_prefetch(at + ahead);
 #pragma GCC unroll 8
-                for (int i = 0; i < fields; i++) {
-                    const u8x64 field = u8field(i < sums || !in_place ? bytes : upper, width, in_place ? i % sums : i);
+                    for (int i = 0; i < fields; i++) {
+                        const u8x64 own = i < sums || !in_place ? bytes : upper;
+                        const u8x64 field = u8field(own, width, in_place ? i % sums : i);
+                        narrow(*to)[8] = part + b * x.n;
 #pragma GCC unroll 4
-                    for (int t = 0; t < x.n; t++)
-                        part[t][i % sums] = dot4of(part[t][i % sums], field, run[t], v * fields + i);
+                        for (int t = 0; t < x.n; t++)
+                            to[t][i % sums] = dot4of(to[t][i % sums], field, run[t], v * fields + i);
+                    }
                 }
             }
         }
 #pragma GCC unroll 4
-        for (int t = 0; t < x.n; t++)
+        for (int s = 0; s < blocks * x.n; s++)
 #pragma GCC unroll 8
-            for (int i = 0; i < sums; i++) total[t][i] = widen(total[t][i], part[t][i]);
+            for (int i = 0; i < sums; i++) total[s][i] = widen(total[s][i], part[s][i]);
     }
     const int shifted = in_place && LAST_SHIFTED;
 #pragma GCC unroll 4
-    for (int t = 0; t < x.n; t++) {
-        dots[t] = negative ? isub(izero(), total[t][0]) : join_fields(total[t], sums - shifted, width);
-        if (shifted && !negative) dots[t] = iadd(dots[t], total[t][sums - 1]);
+    for (int s = 0; s < blocks * x.n; s++) {
+        dots[s] = negative ? isub(izero(), total[s][0]) : join_fields(total[s], sums - shifted, width);
+        if (shifted && !negative) dots[s] = iadd(dots[s], total[s][sums - 1]);
     }
 }
 

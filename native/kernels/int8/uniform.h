@@ -11,6 +11,7 @@ enum { PANEL = WHOLE ? 16 : 256 / COLUMNS, HALVES = BITS == 8 && (SIGNED_WEIGHTS
 enum { MOST = (1 << BITS / HALVES) - 1 };
 
 #define PLANES 1
+#define PAIRS (STREAMS == 2 && !WHOLE && !NESTED && (BITS == 1 || BITS == 3)) /* those that arithmetic binds most */
 #if NESTED
 #define GROUP 1
 #endif
@@ -22,15 +23,27 @@ enum { MOST = (1 << BITS / HALVES) - 1 };
 
 static inline format format_open(const lt_op *op, const lt_step *step) { return uniform_open(op, step, 4); }
 
+/* One or two blocks, `apart`. */
+LT_INLINE void planes_dot(const uint8_t *data, int64_t apart, int blocks, few x, int32_t chunks, int64_t ahead,
+                          i32x16 dots[]) {
+    plane_dot(data, BYTES, apart, blocks, x, chunks, ahead, LOW, STEPS, dots);
+    if (HIGH == 0) return;
+    i32x16 high[AT_ONCE];
+    plane_dot(data + LOW_BYTES, BYTES, apart, blocks, x, chunks, ahead, HIGH ? HIGH : 1, STEPS, high);
+#pragma GCC unroll 4
+    for (int s = 0; s < blocks * x.n; s++) dots[s] = iadd(dots[s], ishl(high[s], LOW));
+}
+
 LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
                           i32x16 dots[]) {
     (void)f, (void)p;
-    plane_dot(data, BYTES, x, chunks, ahead, LOW, STEPS, dots);
-    if (HIGH == 0) return;
-    i32x16 high[AT_ONCE];
-    plane_dot(data + LOW_BYTES, BYTES, x, chunks, ahead, HIGH ? HIGH : 1, STEPS, high);
-#pragma GCC unroll 4
-    for (int t = 0; t < x.n; t++) dots[t] = iadd(dots[t], ishl(high[t], LOW));
+    planes_dot(data, 0, 1, x, chunks, ahead, dots);
+}
+
+LT_INLINE void pair_dot(const format *f, int32_t p, const uint8_t *data, int64_t apart, few x, int32_t chunks,
+                        int64_t ahead, i32x16 dots[]) {
+    (void)f, (void)p;
+    planes_dot(data, apart, 2, x, chunks, ahead, dots);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
