@@ -138,13 +138,13 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
-        try:
-            ids = self._fit()
-        except ContextLengthError:
-            self.messages.pop()
-            raise
         heard: list[str] = []
         with _stoppable() as cancel:
+            try:
+                ids = self._fit()
+            except ContextLengthError:
+                self.messages.pop()
+                raise
             self.last = print_answer(self._overheard(ids, cancel, heard))
         self.messages.append({"role": "assistant", "content": "".join(heard).strip()})
         if self.args.verbose or (sys.stderr.isatty() and not self.args.quiet):

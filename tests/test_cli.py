@@ -439,16 +439,16 @@ class Terminal:
         self.seen = b""
 
     def until(self, text: bytes) -> None:
-        """Read until it has printed ``text``."""
+        """Read until it has printed ``text``; of b"", anything more."""
         end = time.monotonic() + 20
-        while text not in self.seen:
+        while text not in self.seen or not self.seen:
             assert time.monotonic() < end, self.seen
             if select.select([self.fd], [], [], 0.1)[0]:
                 try:
                     self.seen += os.read(self.fd, 65536)
                 except OSError:  # how Linux says that the other end is closed
                     pytest.fail(f"it ended after {self.seen!r}")
-        self.seen = self.seen.partition(text)[2]
+        self.seen = self.seen.partition(text)[2] if text else b""
 
     def type(self, text: bytes) -> None:
         time.sleep(0.2)  # Python misses a Ctrl-C between its prompt and its first look at the keyboard
@@ -470,6 +470,7 @@ def test_ctrl_c_stops_the_answer_then_leaves(tmp_path: Path) -> None:
     terminal.until(b">>> ")
     terminal.type(b"Hello\n")
     terminal.until(b"Hello\r\n")
+    terminal.until(b"")  # the answer has begun
     terminal.type(b"\x03")
     terminal.until(b" tok/s")
     terminal.until(b">>> ")
