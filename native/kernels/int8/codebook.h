@@ -105,35 +105,50 @@ LT_INLINE u8x64 codes_of_step(const uint8_t *data, int step) {
     return u8or(plane_step(data, 2, step), u8up(plane_step(data + 128, 1, step), 2));
 }
 
-LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
-                          i32x16 dots[]) {
+/* Of one or two blocks, `apart`. */
+LT_INLINE void codes_dot(const format *f, int32_t p, const uint8_t *data, int64_t apart, int blocks, few x,
+                         int32_t chunks, int64_t ahead, i32x16 dots[]) {
     const u8x16 table = u8table(f->table + p * 16);
     const int32_t safe = SAFE_STEPS(127 * MOST);
     narrow sums[AT_ONCE][2];
 #pragma GCC unroll 4
-    for (int t = 0; t < x.n; t++) {
-        dots[t] = izero();
-        sums[t][0] = sums[t][1] = nzero();
+    for (int i = 0; i < blocks * x.n; i++) {
+        dots[i] = izero();
+        sums[i][0] = sums[i][1] = nzero();
     }
     for (int32_t c = 0; c < chunks; c++, data += BYTES, x = few_from(x, COLUMNS)) {
         i8run run[AT_ONCE];
 #pragma GCC unroll 4
         for (int t = 0; t < x.n; t++) run[t] = few_load(x, t, STEPS);
-        for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + v + ahead);
+        for (int b = 0; b < blocks; b++)
+            for (int v = 0; v < BYTES; v += VECTOR) __builtin_prefetch(data + b * apart + v + ahead);
 #pragma GCC unroll 8
-        for (int s = 0; s < STEPS; s++) {
-            const u8x64 values = u8lookup(table, codes_of_step(data, s));
+        for (int s = 0; s < STEPS; s++)
+#pragma GCC unroll 2
+            for (int b = 0; b < blocks; b++) {
+                const u8x64 values = u8lookup(table, codes_of_step(data + b * apart, s));
 #pragma GCC unroll 4
-            for (int t = 0; t < x.n; t++) {
-                sums[t][s % 2] = dot4of(sums[t][s % 2], values, run[t], s);
-                if (safe == INT32_MAX) continue;
-                dots[t] = widen(dots[t], sums[t][s % 2]);
-                sums[t][s % 2] = nzero();
+                for (int t = 0, i = b * x.n; t < x.n; t++, i++) {
+                    sums[i][s % 2] = dot4of(sums[i][s % 2], values, run[t], s);
+                    if (safe == INT32_MAX) continue;
+                    dots[i] = widen(dots[i], sums[i][s % 2]);
+                    sums[i][s % 2] = nzero();
+                }
             }
-        }
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < x.n; t++) dots[t] = widen(widen(dots[t], sums[t][0]), sums[t][1]);
+    for (int i = 0; i < blocks * x.n; i++) dots[i] = widen(widen(dots[i], sums[i][0]), sums[i][1]);
+}
+
+LT_INLINE void chunks_dot(const format *f, int32_t p, const uint8_t *data, few x, int32_t chunks, int64_t ahead,
+                          i32x16 dots[]) {
+    codes_dot(f, p, data, 0, 1, x, chunks, ahead, dots);
+}
+
+#define PAIRS (STREAMS == 2)
+LT_INLINE void pair_dot(const format *f, int32_t p, const uint8_t *data, int64_t apart, few x, int32_t chunks,
+                        int64_t ahead, i32x16 dots[]) {
+    codes_dot(f, p, data, apart, 2, x, chunks, ahead, dots);
 }
 
 LT_INLINE void decode(const format *f, int32_t p, const uint8_t *data, uint8_t to[][TILE_BLOCKS][64], int32_t b) {
