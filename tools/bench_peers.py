@@ -35,6 +35,7 @@ from typing import Any, Protocol
 from lutra.runtime import formats, memory
 from lutra.runtime.errors import LutraError
 from lutra.tools import bench, machine, peer_child, peer_gguf
+from lutra.tools.program import exit_status
 
 __all__ = ["Contender", "Program", "Ratio", "Row", "installed", "main", "measure", "ratios", "render"]
 
@@ -480,16 +481,7 @@ def _measured(
 def main(argv: list[str] | None = None) -> int:
     """The command line's exit status."""
     args = parser().parse_args(argv)
-    try:
-        _run(args)
-    except LutraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: _run(args))
 
 
 if __name__ == "__main__":

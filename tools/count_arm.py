@@ -27,6 +27,7 @@ from lutra import native
 from lutra.runtime import formats
 from lutra.runtime.errors import LutraError
 from lutra.runtime.ops import INT8_PAD
+from lutra.tools.program import exit_status
 
 __all__ = ["count"]
 
@@ -141,26 +142,15 @@ def _run(args: argparse.Namespace) -> None:
     print("|---" * (len(args.formats) + 1) + "|")
     for tokens in map(int, args.tokens):
         for level in args.levels:
-            print(f"| {level}, {f'{tokens} tokens, each' if tokens > 1 else '1 token'} |", end="")
-            for format in args.formats:
-                found = count(format, level, tokens, args.build, args.rows, args.cols)
-                print(f" {found:.3f} |", end="", flush=True)
-            print()
+            found = [count(format, level, tokens, args.build, args.rows, args.cols) for format in args.formats]
+            cells = [f"{level}, {f'{tokens} tokens, each' if tokens > 1 else '1 token'}", *(f"{n:.3f}" for n in found)]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, in Markdown. The command line's exit status."""
     args = parser().parse_args(argv)
-    try:
-        _run(args)
-    except LutraError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: _run(args))
 
 
 if __name__ == "__main__":
